@@ -1,0 +1,87 @@
+//! Connecting, within limits.
+
+use std::future::Future;
+use std::str::FromStr;
+use std::time::Duration;
+
+use lapin::uri::AMQPUri;
+use lapin::{Channel, Connection, ConnectionProperties};
+
+use crate::config;
+use crate::http::chain;
+
+/// How long closing may take before the connection is dropped instead.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Why RabbitMQ did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum BrokerError {
+    /// The URL cannot be used at all.
+    #[error("amqp.url cannot be used: {0}")]
+    Url(String),
+    /// It did not answer in time.
+    #[error("RabbitMQ did not {doing} within {waited:?}")]
+    Timeout {
+        /// What was asked.
+        doing: &'static str,
+        /// How long was waited.
+        waited: Duration,
+    },
+    /// It refused, or the connection broke.
+    #[error("RabbitMQ did not {doing}: {text}")]
+    Failed {
+        /// What was asked.
+        doing: &'static str,
+        /// What lapin said.
+        text: String,
+    },
+    /// The queue is not there.
+    #[error("there is no queue {0:?}: run leadpost topology declare, or set amqp.queue")]
+    NoQueue(String),
+}
+
+/// How to reach the broker.
+#[derive(Debug, Clone)]
+pub(super) struct Address {
+    uri: AMQPUri,
+    pub(super) timeout: Duration,
+}
+
+impl Address {
+    pub(super) fn of(settings: &config::Amqp) -> Result<Self, BrokerError> {
+        // The parser's text is about the form and does not repeat the URL.
+        let mut uri = AMQPUri::from_str(settings.url.expose()).map_err(BrokerError::Url)?;
+        // lapin takes the server's 60 s when the URI gives none, and notices a dead peer after twice that.
+        uri.query.heartbeat = Some(settings.heartbeat_s);
+        Ok(Self { uri, timeout: Duration::from_millis(settings.timeout_ms) })
+    }
+
+    pub(super) async fn connect(&self, name: &str) -> Result<Connection, BrokerError> {
+        let properties = ConnectionProperties::default().with_connection_name(name.into());
+        within(self.timeout, "connect", Connection::connect_uri(self.uri.clone(), properties)).await
+    }
+
+    pub(super) async fn channel(&self, connection: &Connection) -> Result<Channel, BrokerError> {
+        within(self.timeout, "open a channel", connection.create_channel()).await
+    }
+}
+
+/// A lapin future with a limit.
+pub(super) async fn within<T>(
+    limit: Duration,
+    doing: &'static str,
+    future: impl Future<Output = lapin::Result<T>>,
+) -> Result<T, BrokerError> {
+    match tokio::time::timeout(limit, future).await {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(error)) => Err(BrokerError::Failed { doing, text: chain(&error) }),
+        Err(_) => Err(BrokerError::Timeout { doing, waited: limit }),
+    }
+}
+
+/// Closes, or drops what does not close in time; unacknowledged messages return to their queue either way.
+pub(super) async fn close(connection: &Connection) {
+    if let Err(error) = within(CLOSE_TIMEOUT, "close", connection.close(200, "done".into())).await {
+        tracing::debug!(error = %error, "the connection to RabbitMQ was dropped");
+    }
+}

@@ -1,0 +1,261 @@
+//! The supervisor: keeps a consumer alive as long as messages are wanted.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicQosOptions, QueueDeclareOptions};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{Channel, Connection, Consumer, Event};
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+
+use super::connection::{Address, BrokerError, close, within};
+use super::inbox::{Link, Message, Receipt, Want};
+use crate::schedule::Schedule;
+
+/// Between two tries to connect.
+const RECONNECT: Schedule =
+    Schedule { initial: Duration::from_millis(250), multiplier: 2.0, max: Duration::from_secs(15), jitter: 0.5 };
+
+/// A consumer that heard nothing for so long is replaced: after an election a quorum queue may believe that messages are with
+/// a consumer which never got them, until that consumer's connection ends (rabbitmq/rabbitmq-server#15473).
+const IDLE_LIMIT: Duration = Duration::from_secs(15 * 60);
+
+/// The name of the header by which a producer asks for a replay.
+const REPLAY_HEADER: &str = "x-leadpost-replay";
+
+pub(super) struct Supervisor {
+    pub(super) address: Address,
+    pub(super) queue: String,
+    pub(super) prefetch: u16,
+    pub(super) name: String,
+    pub(super) messages: mpsc::UnboundedSender<Message>,
+    pub(super) receipts: mpsc::UnboundedReceiver<Receipt>,
+    pub(super) want: watch::Receiver<Want>,
+    pub(super) link: watch::Sender<Link>,
+    pub(super) generation: Arc<AtomicU64>,
+}
+
+/// Why a session on a connection ended.
+enum Ended {
+    /// The worker has let go of its end.
+    Closed,
+    /// The messages in hand are to return to the queue, or the connection was idle for long: a fresh one.
+    Renew,
+}
+
+/// Runs until the worker lets go of its end.
+pub(super) async fn supervise(mut supervisor: Supervisor) {
+    let mut failures = 0;
+    loop {
+        // Nothing to consume for: no connection either.
+        if supervisor.want.wait_for(|want| *want != Want::Return).await.is_err() {
+            break;
+        }
+        let since = Instant::now();
+        match supervisor.session().await {
+            Ok(Ended::Closed) => break,
+            Ok(Ended::Renew) => {
+                failures = 0;
+                supervisor.set_link(Link::Idle);
+            }
+            Err(error) => {
+                if since.elapsed() > RECONNECT.max {
+                    failures = 0;
+                }
+                failures += 1;
+                let pause = RECONNECT.delay(failures, fastrand::f64());
+                let pause_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
+                tracing::warn!(error = %error, pause_ms, "lost RabbitMQ; connecting again");
+                supervisor.set_link(Link::Down(error.to_string()));
+                if supervisor.pause(pause).await.is_err() {
+                    break;
+                }
+            }
+        }
+        // From here on, what came over the old connection is void.
+        supervisor.generation.fetch_add(1, Ordering::AcqRel);
+    }
+    supervisor.set_link(Link::Closed);
+}
+
+impl Supervisor {
+    fn set_link(&self, link: Link) {
+        self.link.send_if_modified(|current| {
+            let modified = *current != link;
+            *current = link;
+            modified
+        });
+    }
+
+    /// Waits before the next try; receipts for a connection that is gone are void. `Err`: the worker has let go.
+    async fn pause(&mut self, pause: Duration) -> Result<(), ()> {
+        let until = Instant::now() + pause;
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep_until(until) => return Ok(()),
+                receipt = self.receipts.recv() => if receipt.is_none() { return Err(()) },
+            }
+        }
+    }
+
+    /// One connection, from its start to its end.
+    async fn session(&mut self) -> Result<Ended, BrokerError> {
+        let connection = self.address.connect(&self.name).await?;
+        let ended = self.on_connection(&connection).await;
+        close(&connection).await;
+        ended
+    }
+
+    async fn on_connection(&mut self, connection: &Connection) -> Result<Ended, BrokerError> {
+        let limit = self.address.timeout;
+        self.check_queue(connection).await?;
+        let channel = self.address.channel(connection).await?;
+        // Per consumer, not per channel: quorum queues know no other.
+        within(limit, "set the prefetch", channel.basic_qos(self.prefetch, BasicQosOptions { global: false })).await?;
+        let mut events = std::pin::pin!(connection.events_listener());
+        let mut consumer: Option<Consumer> = None;
+        let mut cancelled = false;
+        let mut heard_at = Instant::now();
+        loop {
+            let want = *self.want.borrow_and_update();
+            match (want, &consumer) {
+                (Want::Messages, None) => {
+                    consumer = Some(self.consume(&channel).await?);
+                    cancelled = false;
+                    heard_at = Instant::now();
+                    self.set_link(Link::Consuming);
+                }
+                (Want::Pause, Some(running)) if !cancelled => {
+                    let cancel = channel.basic_cancel(running.tag(), BasicCancelOptions::default());
+                    within(limit, "cancel the consumer", cancel).await?;
+                    cancelled = true;
+                }
+                (Want::Pause, None) => {
+                    self.set_link(Link::Idle);
+                }
+                (Want::Return, _) => return Ok(Ended::Renew),
+                (Want::Messages | Want::Pause, Some(_)) => {}
+            }
+            let consuming = consumer.is_some() && !cancelled;
+            let next_delivery = async {
+                match &mut consumer {
+                    Some(consumer) => consumer.next().await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                receipt = self.receipts.recv() => match receipt {
+                    Some(receipt) => self.acknowledge(receipt).await?,
+                    None => return Ok(Ended::Closed),
+                },
+                changed = self.want.changed() => if changed.is_err() {
+                    // Both ends are dropped together; outstanding receipts come first.
+                    self.acknowledge_rest().await?;
+                    return Ok(Ended::Closed);
+                },
+                delivery = next_delivery => match delivery {
+                    Some(Ok(delivery)) => {
+                        heard_at = Instant::now();
+                        if self.messages.send(self.message(delivery)).is_err() {
+                            self.acknowledge_rest().await?;
+                            return Ok(Ended::Closed);
+                        }
+                    }
+                    Some(Err(error)) => {
+                        return Err(BrokerError::Failed { doing: "go on delivering", text: crate::http::chain(&error) });
+                    }
+                    None if cancelled => {
+                        consumer = None;
+                        cancelled = false;
+                    }
+                    None => {
+                        let text = "it cancelled the consumer: the queue was deleted, or its node is down".to_owned();
+                        return Err(BrokerError::Failed { doing: "go on delivering", text });
+                    }
+                },
+                event = events.next() => if let Some(Event::Error(error)) = event {
+                    return Err(BrokerError::Failed { doing: "keep the connection", text: crate::http::chain(&error) });
+                },
+                () = tokio::time::sleep_until(heard_at + IDLE_LIMIT), if consuming => {
+                    tracing::debug!("no message for long; taking a fresh connection");
+                    return Ok(Ended::Renew);
+                }
+            }
+        }
+    }
+
+    /// Passively, on a channel of its own: a missing queue closes the channel that asked.
+    async fn check_queue(&self, connection: &Connection) -> Result<(), BrokerError> {
+        let channel = self.address.channel(connection).await?;
+        let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+        let declare = channel.queue_declare(self.queue.as_str().into(), options, FieldTable::default());
+        match within(self.address.timeout, "check the queue", declare).await {
+            Ok(_) => Ok(()),
+            Err(BrokerError::Failed { text, .. }) if text.contains("NOT_FOUND") && !text.contains("home node") => {
+                Err(BrokerError::NoQueue(self.queue.clone()))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn consume(&self, channel: &Channel) -> Result<Consumer, BrokerError> {
+        let consume = channel.basic_consume(
+            self.queue.as_str().into(),
+            self.name.as_str().into(),
+            BasicConsumeOptions::default(),
+            FieldTable::default(),
+        );
+        within(self.address.timeout, "start a consumer", consume).await
+    }
+
+    async fn acknowledge(&self, receipt: Receipt) -> Result<(), BrokerError> {
+        if receipt.generation != self.generation.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let ack = receipt.acker.ack(BasicAckOptions { multiple: true });
+        if within(self.address.timeout, "take an acknowledgement", ack).await? {
+            Ok(())
+        } else {
+            let text = "the channel had ended; the messages will come again and be recognized".to_owned();
+            Err(BrokerError::Failed { doing: "take an acknowledgement", text })
+        }
+    }
+
+    async fn acknowledge_rest(&mut self) -> Result<(), BrokerError> {
+        while let Ok(receipt) = self.receipts.try_recv() {
+            self.acknowledge(receipt).await?;
+        }
+        Ok(())
+    }
+
+    fn message(&self, delivery: lapin::message::Delivery) -> Message {
+        let properties = &delivery.properties;
+        let header = |name: &str| properties.headers().as_ref().and_then(|headers| headers.inner().get(name));
+        Message {
+            message_id: properties.message_id().as_ref().map(|id| id.as_str().to_owned()),
+            redelivered: delivery.redelivered,
+            delivery_count: header("x-delivery-count").and_then(integer).unwrap_or(0),
+            replay: header(REPLAY_HEADER).is_some_and(is_true),
+            generation: self.generation.load(Ordering::Acquire),
+            acker: delivery.acker,
+            body: delivery.data,
+        }
+    }
+}
+
+fn integer(value: &AMQPValue) -> Option<u64> {
+    value.as_long_long_int().and_then(|n| u64::try_from(n).ok()).or_else(|| {
+        value.as_long_int().and_then(|n| u64::try_from(n).ok()).or_else(|| value.as_long_uint().map(u64::from))
+    })
+}
+
+/// A boolean, or what client libraries without one write instead.
+fn is_true(value: &AMQPValue) -> bool {
+    value.as_bool().unwrap_or(false)
+        || value.as_long_string().is_some_and(|text| text.as_bytes().eq_ignore_ascii_case(b"true"))
+        || integer(value) == Some(1)
+}

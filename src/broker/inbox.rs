@@ -1,0 +1,176 @@
+//! What the worker sees of the broker: messages to take, receipts to hand back, and one wish.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use lapin::Acker;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+
+use super::connection::{Address, BrokerError};
+use super::consumer::{Supervisor, supervise};
+use crate::config;
+
+/// A message as it came.
+pub struct Message {
+    /// The body.
+    pub body: Vec<u8>,
+    /// The `message_id` property.
+    pub message_id: Option<String>,
+    /// Whether the broker says that it has delivered it before. `false` is certain, `true` is a hint.
+    pub redelivered: bool,
+    /// How many times it has been delivered before, as quorum queues count it; 0 where nobody counts.
+    pub delivery_count: u64,
+    /// Whether its header `x-leadpost-replay` asks for a replay.
+    pub replay: bool,
+    pub(super) generation: u64,
+    pub(super) acker: Acker,
+}
+
+impl fmt::Debug for Message {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Message").field("bytes", &self.body.len()).field("redelivered", &self.redelivered).finish_non_exhaustive()
+    }
+}
+
+impl Message {
+    /// What acknowledges this message, and all that came before it on the same connection.
+    pub fn receipt(&self) -> Receipt {
+        Receipt { generation: self.generation, acker: self.acker.clone() }
+    }
+}
+
+/// The right to acknowledge a message and all before it.
+#[derive(Debug, Clone)]
+pub struct Receipt {
+    pub(super) generation: u64,
+    pub(super) acker: Acker,
+}
+
+impl Receipt {
+    /// Whether both acknowledge on the same connection, so that the later one covers the earlier.
+    pub fn covers(&self, earlier: &Receipt) -> bool {
+        self.generation == earlier.generation
+    }
+}
+
+/// What the worker wants of the broker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Want {
+    /// Messages.
+    Messages,
+    /// No further ones; those in hand will be acknowledged.
+    Pause,
+    /// None; those in hand are to return to the queue.
+    Return,
+}
+
+/// How things stand with the broker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Link {
+    /// Not connected, and why.
+    Down(String),
+    /// Connected, and not consuming because nobody wants messages.
+    Idle,
+    /// Consuming.
+    Consuming,
+    /// The supervisor has ended.
+    Closed,
+}
+
+/// The worker's end.
+#[derive(Debug)]
+pub struct Inbox {
+    messages: mpsc::UnboundedReceiver<Message>,
+    receipts: mpsc::UnboundedSender<Receipt>,
+    want: watch::Sender<Want>,
+    link: watch::Receiver<Link>,
+    generation: Arc<AtomicU64>,
+    supervisor: JoinHandle<()>,
+}
+
+impl Inbox {
+    /// Starts the supervisor. Nothing is consumed until [`Inbox::want`] says so.
+    ///
+    /// # Errors
+    /// When the URL cannot be used.
+    pub fn open(settings: &config::Amqp, prefetch: u16, name: &str) -> Result<Self, BrokerError> {
+        // Unbounded, but never longer than the prefetch: what is in it is not acknowledged.
+        let (message_sender, messages) = mpsc::unbounded_channel();
+        let (receipts, receipt_receiver) = mpsc::unbounded_channel();
+        let (want, want_receiver) = watch::channel(Want::Return);
+        let (link_sender, link) = watch::channel(Link::Down("not connected yet".to_owned()));
+        let generation = Arc::new(AtomicU64::new(0));
+        let supervisor = tokio::spawn(supervise(Supervisor {
+            address: Address::of(settings)?,
+            queue: settings.queue.clone(),
+            prefetch,
+            name: name.to_owned(),
+            messages: message_sender,
+            receipts: receipt_receiver,
+            want: want_receiver,
+            link: link_sender,
+            generation: Arc::clone(&generation),
+        }));
+        Ok(Self { messages, receipts, want, link, generation, supervisor })
+    }
+
+    /// Says what is wanted from now on.
+    pub fn want(&self, want: Want) {
+        self.want.send_if_modified(|current| std::mem::replace(current, want) != want);
+    }
+
+    /// How things stand; changes can be waited for.
+    pub fn link(&self) -> watch::Receiver<Link> {
+        self.link.clone()
+    }
+
+    /// Waits for a message and takes those that are there already, up to `max`; in the order of their delivery. Messages of
+    /// a connection that is gone are left out: they come again.
+    ///
+    /// # Cancel safety
+    /// No message is lost.
+    pub async fn take(&mut self, into: &mut Vec<Message>, max: usize) {
+        while into.is_empty() && max > 0 {
+            if self.messages.recv_many(into, max).await == 0 {
+                // The supervisor has ended; there is nothing to wait for.
+                std::future::pending::<()>().await;
+            }
+            self.drop_stale(into);
+        }
+    }
+
+    /// Takes what is there, up to `max`, without waiting.
+    pub fn take_now(&mut self, into: &mut Vec<Message>, max: usize) {
+        while into.len() < max {
+            match self.messages.try_recv() {
+                Ok(message) => into.push(message),
+                Err(_) => break,
+            }
+        }
+        self.drop_stale(into);
+    }
+
+    fn drop_stale(&self, messages: &mut Vec<Message>) {
+        let generation = self.generation.load(Ordering::Acquire);
+        messages.retain(|message| message.generation == generation);
+    }
+
+    /// Acknowledges the message of this receipt and all before it, in the order of the calls.
+    pub fn acknowledge(&self, receipt: Receipt) {
+        // When the supervisor has ended, so has the connection, and the messages come again.
+        if self.receipts.send(receipt).is_err() {
+            tracing::debug!("no connection to acknowledge on");
+        }
+    }
+
+    /// Acknowledges what is outstanding, and closes.
+    pub async fn close(self) {
+        drop(self.receipts);
+        drop(self.want);
+        if let Err(error) = self.supervisor.await {
+            tracing::error!(error = %error, "the broker's supervisor has failed");
+        }
+    }
+}

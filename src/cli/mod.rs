@@ -1,0 +1,272 @@
+//! The command line: one file for each command.
+//!
+//! # Rules
+//! - Data goes to stdout, talk to stderr; `--output json` where a script would read it.
+//! - An error says what was tried, what came of it, and what to do.
+//! - Exit codes: [`Exit`].
+
+mod healthcheck;
+mod leads;
+mod migrate;
+mod publish;
+mod requeue;
+mod run;
+mod sandbox;
+mod status;
+mod topology;
+mod verify;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+use crate::broker::{BrokerError, PublishError};
+use crate::config::{ConfigError, Settings, Source};
+use crate::ledger::{Ledger, LedgerError};
+use crate::lifecycle::Shutdown;
+use crate::worker::StartError;
+
+/// How a command ended, as its exit code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// 0: done.
+    Done,
+    /// 1: done, and the answer is no; or a part could not be done.
+    No,
+    /// 3: stopped before everything was settled.
+    InAHurry,
+    /// 69: RabbitMQ, Postgres or the admin port cannot be reached.
+    Unreachable,
+    /// 70: a bug.
+    Broken,
+    /// 78: the configuration cannot be used.
+    Config,
+}
+
+impl Exit {
+    fn code(self) -> u8 {
+        match self {
+            Exit::Done => 0,
+            Exit::No => 1,
+            Exit::InAHurry => 3,
+            Exit::Unreachable => 69,
+            Exit::Broken => 70,
+            Exit::Config => 78,
+        }
+    }
+}
+
+/// Post leads from RabbitMQ to a lead API, and keep a ledger in Postgres of what became of each
+///
+/// Exit codes: 0 done; 1 the answer is no, or a part could not be done; 2 wrong usage; 3 stopped in a hurry; 69 a
+/// neighbour cannot be reached; 70 a bug; 78 the configuration cannot be used.
+#[derive(Debug, Parser)]
+#[command(name = "leadpost", version, max_term_width = 100)]
+struct Cli {
+    #[command(flatten)]
+    config: ConfigArgs,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Where the configuration comes from.
+#[derive(Debug, clap::Args)]
+struct ConfigArgs {
+    /// Configuration file; without it leadpost.toml, if there is one
+    #[arg(long, short, global = true, value_name = "FILE", env = "LEADPOST_CONFIG")]
+    config: Option<PathBuf>,
+
+    /// Set one key, such as flow.concurrency=100; beats file and environment. Not for secrets
+    #[arg(long, global = true, value_name = "KEY=VALUE", value_parser = key_value)]
+    set: Vec<(String, String)>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Run(run::RunArgs),
+    Publish(publish::PublishArgs),
+    Status(status::StatusArgs),
+    #[command(subcommand)]
+    Leads(leads::LeadsCommand),
+    Requeue(requeue::RequeueArgs),
+    Verify(verify::VerifyArgs),
+    Migrate(migrate::MigrateArgs),
+    #[command(subcommand)]
+    Topology(topology::TopologyCommand),
+    Sandbox(sandbox::SandboxArgs),
+    Healthcheck(healthcheck::HealthcheckArgs),
+}
+
+/// How results are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// For people
+    Text,
+    /// For scripts
+    Json,
+}
+
+fn key_value(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("write it as section.key=value")?;
+    Ok((key.trim().to_owned(), value.to_owned()))
+}
+
+/// Runs the program.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    // All TLS goes through one provider. Only a second call could fail.
+    drop(rustls::crypto::ring::default_provider().install_default());
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            say(&format!("error: cannot start: {error}"));
+            return ExitCode::from(Exit::Broken.code());
+        }
+    };
+    let result = runtime.block_on(cli.run());
+    // What is still running is nobody's concern any more; do not wait for it.
+    runtime.shutdown_background();
+    match result {
+        Ok(exit) => ExitCode::from(exit.code()),
+        Err(error) => {
+            let text: Vec<String> = error.chain().map(ToString::to_string).collect();
+            say(&format!("error: {}", text.join(": ")));
+            ExitCode::from(exit_of(&error).code())
+        }
+    }
+}
+
+impl Cli {
+    async fn run(self) -> anyhow::Result<Exit> {
+        let source = Source::of_process(self.config.config, self.config.set);
+        match self.command {
+            Command::Run(args) => run::run(args, &source).await,
+            Command::Publish(args) => publish::run(args, &source).await,
+            Command::Status(args) => status::run(args, &source).await,
+            Command::Leads(command) => leads::run(command, &source).await,
+            Command::Requeue(args) => requeue::run(args, &source).await,
+            Command::Verify(args) => verify::run(args, &source).await,
+            Command::Migrate(args) => migrate::run(args, &source).await,
+            Command::Topology(command) => topology::run(command, &source).await,
+            Command::Sandbox(args) => {
+                let shutdown = Shutdown::on_signals()?;
+                sandbox::run(args, shutdown.drain.cancelled_owned()).await?;
+                Ok(Exit::Done)
+            }
+            Command::Healthcheck(args) => healthcheck::run(&args).await,
+        }
+    }
+}
+
+/// What kind of failure this is.
+fn exit_of(error: &anyhow::Error) -> Exit {
+    for cause in error.chain() {
+        if cause.is::<ConfigError>() {
+            return Exit::Config;
+        }
+        if let Some(LedgerError::Url(_) | LedgerError::Schema(_)) = cause.downcast_ref() {
+            return Exit::Config;
+        }
+        if let Some(BrokerError::Url(_)) = cause.downcast_ref() {
+            return Exit::Config;
+        }
+        if cause.is::<LedgerError>() || cause.is::<BrokerError>() || cause.is::<PublishError>() {
+            return Exit::Unreachable;
+        }
+        if let Some(StartError::Ledger(_) | StartError::Broker(_)) = cause.downcast_ref() {
+            continue;
+        }
+    }
+    Exit::No
+}
+
+/// A ledger for a command, under a name that says who asks.
+///
+/// # Errors
+/// That none is configured, or its URL cannot be used.
+fn ledger(settings: &Settings, command: &str) -> anyhow::Result<Ledger> {
+    if !settings.postgres.url.is_set() {
+        let problem = "postgres.url is not set: set DATABASE_URL, LEADPOST__POSTGRES__URL or postgres.url_file";
+        return Err(ConfigError(vec![problem.to_owned()]).into());
+    }
+    Ok(Ledger::new(settings, command)?)
+}
+
+/// Checks that a broker is configured.
+///
+/// # Errors
+/// That none is.
+fn need_broker(settings: &Settings) -> anyhow::Result<()> {
+    if settings.amqp.url.is_set() {
+        return Ok(());
+    }
+    let problem = "amqp.url is not set: set AMQP_URL, LEADPOST__AMQP__URL or amqp.url_file";
+    Err(ConfigError(vec![problem.to_owned()]).into())
+}
+
+/// Talk, to stderr.
+#[expect(clippy::print_stderr, reason = "the one place where commands talk")]
+fn say(text: &str) {
+    eprintln!("{text}");
+}
+
+/// Data, to stdout. A reader that went away ends the program quietly.
+fn print(text: &str) {
+    use std::io::Write as _;
+    let mut stdout = std::io::stdout().lock();
+    if stdout.write_all(text.as_bytes()).and_then(|()| stdout.write_all(b"\n")).and_then(|()| stdout.flush()).is_err() {
+        tracing::debug!("stdout is closed");
+    }
+}
+
+/// Data as JSON, to stdout.
+fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
+    print(&serde_json::to_string_pretty(value)?);
+    Ok(())
+}
+
+/// Seconds as people say them.
+fn ago(seconds: f64) -> String {
+    let seconds = seconds.max(0.0);
+    match seconds {
+        s if s < 1.0 => format!("{:.0} ms", s * 1000.0),
+        s if s < 120.0 => format!("{s:.0} s"),
+        s if s < 7200.0 => format!("{:.0} min", s / 60.0),
+        s if s < 172_800.0 => format!("{:.1} h", s / 3600.0),
+        s => format!("{:.1} days", s / 86_400.0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_and_option_has_a_help_text() {
+        fn check(command: &clap::Command) {
+            assert!(command.get_about().is_some(), "{} has no help", command.get_name());
+            for argument in command.get_arguments() {
+                assert!(argument.get_help().is_some(), "{} {} has no help", command.get_name(), argument.get_id());
+            }
+            for sub in command.get_subcommands() {
+                check(sub);
+            }
+        }
+        check(&Cli::command());
+    }
+
+    #[test]
+    fn durations_are_said_as_people_say_them() {
+        let said = [0.25, 5.0, 300.0, 9000.0, 500_000.0].map(ago);
+        assert_eq!(said, ["250 ms", "5 s", "5 min", "2.5 h", "5.8 days"]);
+    }
+}

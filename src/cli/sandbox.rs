@@ -1,0 +1,170 @@
+//! `leadpost sandbox`: a stand-in for the lead API and its token endpoint, to try the worker against.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context;
+
+use crate::sandbox::{FaultPlan, Profile, Sandbox, SandboxSettings, Tuning};
+
+/// Run a stand-in for the lead API, with faults on demand
+///
+/// One port serves the API, its token endpoint, and control routes under /_sandbox. Nothing is stored: what has
+/// arrived is gone when it stops.
+#[derive(Clone, Debug, clap::Args)]
+pub struct SandboxArgs {
+    /// Address to listen on
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080")]
+    pub listen: SocketAddr,
+
+    /// Lead API to play
+    #[arg(long, value_enum, default_value_t)]
+    pub profile: Profile,
+
+    /// Client id that the token endpoint accepts
+    #[arg(long, value_name = "ID", default_value = "sandbox-client")]
+    pub client_id: String,
+
+    /// Secret of that client
+    #[arg(
+        long,
+        value_name = "SECRET",
+        default_value = "sandbox-secret",
+        env = "LEADPOST_SANDBOX_CLIENT_SECRET",
+        hide_env_values = true
+    )]
+    pub client_secret: String,
+
+    /// Scopes granted to that client, separated by spaces
+    #[arg(long, value_name = "SCOPE", default_value = "leads/post")]
+    pub scope: String,
+
+    /// Lifetime of a token in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
+    pub token_lifetime_s: u64,
+
+    /// Time that the lead API takes for an answer, in milliseconds
+    #[arg(long, value_name = "MS", default_value_t = 0)]
+    pub latency_ms: u64,
+
+    /// Most requests in work at once; one more is answered 429
+    #[arg(long, value_name = "N")]
+    pub capacity: Option<u32>,
+
+    /// Most requests per second; one more is answered 429
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub rate_limit: Option<u32>,
+
+    /// JSON file of faults to begin with
+    ///
+    /// The same document as that of POST /_sandbox/faults: {"script": [..], "rates": [..], "rules": [..]}
+    #[arg(long, value_name = "FILE")]
+    pub faults: Option<PathBuf>,
+
+    /// Seed of the faults that come by chance
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+
+    /// Requests that the journal holds; beyond that the oldest go
+    #[arg(long, value_name = "N", default_value_t = 2_000_000)]
+    pub journal_limit: usize,
+
+    /// Keep a hash of each body instead of the body
+    #[arg(long)]
+    pub no_bodies: bool,
+}
+
+/// Serves until `stop` is done.
+///
+/// # Errors
+/// When the file of faults cannot be used or the address cannot be listened on.
+#[expect(clippy::print_stderr, reason = "the addresses are for the person who started it")]
+pub async fn run(args: SandboxArgs, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
+    let settings = settings(&args)?;
+    let sandbox = Sandbox::start(settings).with_context(|| format!("could not listen on {}", args.listen))?;
+    eprintln!(
+        "sandbox: tokens from {}, leads to {}, control at {}",
+        sandbox.token_url(),
+        sandbox.leads_url(),
+        sandbox.url("/_sandbox/")
+    );
+    eprintln!("sandbox: ready");
+    stop.await;
+    sandbox.stop().await;
+    Ok(())
+}
+
+fn settings(args: &SandboxArgs) -> anyhow::Result<SandboxSettings> {
+    Ok(SandboxSettings {
+        listen: args.listen,
+        seed: args.seed,
+        keep_bodies: !args.no_bodies,
+        journal_limit: Some(args.journal_limit),
+        tuning: Tuning {
+            profile: args.profile,
+            client_id: args.client_id.clone(),
+            client_secret: args.client_secret.clone(),
+            scope: args.scope.clone(),
+            token_lifetime: Duration::from_secs(args.token_lifetime_s),
+            latency: Duration::from_millis(args.latency_ms),
+            capacity: args.capacity,
+            rate_limit_per_s: args.rate_limit,
+            ..Tuning::default()
+        },
+        faults: args.faults.as_deref().map(read_faults).transpose()?.unwrap_or_default(),
+    })
+}
+
+fn read_faults(path: &Path) -> anyhow::Result<FaultPlan> {
+    let text = std::fs::read(path).with_context(|| format!("could not read {}", path.display()))?;
+    let plan: FaultPlan =
+        serde_json::from_slice(&text).with_context(|| format!("{} is not a plan of faults", path.display()))?;
+    plan.check().map_err(anyhow::Error::msg).with_context(|| format!("{} makes no sense", path.display()))?;
+    Ok(plan)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::{Args, FromArgMatches};
+
+    fn parsed(arguments: &[&str]) -> SandboxArgs {
+        let command = SandboxArgs::augment_args(clap::Command::new("sandbox").no_binary_name(true));
+        SandboxArgs::from_arg_matches(&command.get_matches_from(arguments)).unwrap()
+    }
+
+    #[test]
+    fn defaults_are_those_of_the_sandbox_itself() {
+        let settings = settings(&parsed(&[])).unwrap();
+        assert_eq!(settings.tuning, Tuning::default());
+        assert_eq!(settings.listen, "127.0.0.1:8080".parse().unwrap());
+        assert!(settings.keep_bodies);
+    }
+
+    #[tokio::test]
+    async fn it_serves_until_it_is_told_to_stop() {
+        let (told, stop) = tokio::sync::oneshot::channel::<()>();
+        let serving = tokio::spawn(run(parsed(&["--listen", "127.0.0.1:0"]), async { drop(stop.await) }));
+        drop(told);
+        serving.await.unwrap().unwrap();
+    }
+
+    #[test]
+    fn a_file_of_faults_is_checked_before_anything_starts() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let read = |text: &str| {
+            std::fs::write(file.path(), text).unwrap();
+            settings(&parsed(&["--faults", file.path().to_str().unwrap()])).map(|settings| settings.faults)
+        };
+        assert_eq!(read(r#"{"script":[{"kind":"hang"}]}"#).unwrap().script.unwrap().len(), 1);
+        assert!(format!("{:#}", read(r#"{"scrpt":[]}"#).unwrap_err()).contains("scrpt"));
+        assert!(read(r#"{"rates":[{"probability":2,"fault":{"kind":"hang"}}]}"#).is_err());
+    }
+
+    #[test]
+    fn every_profile_can_be_named() {
+        assert_eq!(parsed(&["--profile", "7targets-2024"]).profile, Profile::SevenTargets2024);
+        assert_eq!(parsed(&["--profile", "7targets"]).profile, Profile::SevenTargets);
+    }
+}

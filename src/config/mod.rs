@@ -1,0 +1,484 @@
+//! What leadpost is told: file, environment and flags, checked as a whole before anything starts.
+//!
+//! ```text
+//!   defaults < preset of the destination < leadpost.toml < DATABASE_URL, AMQP_URL < LEADPOST__SECTION__KEY < flags
+//! ```
+//!
+//! # Rules
+//! - A key that nobody knows is an error that names the nearest one that is known.
+//! - Secrets come by environment or from a file that a `…_file` key names, never by flag and never from `leadpost.toml`. They
+//!   are held in a type that cannot be printed.
+//! - Values that contradict each other stop the start; the error says which two and what to change ([`check`]).
+//! - Durations are milliseconds and say so in their name (`_ms`).
+
+mod check;
+pub mod preset;
+mod response;
+mod secret;
+mod source;
+mod status;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+pub use check::check;
+pub use response::ResponseRules;
+pub use secret::Secret;
+pub use source::{ConfigError, Source, known_keys};
+pub use status::StatusSet;
+
+/// All settings, with their defaults.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// Where messages come from.
+    pub amqp: Amqp,
+    /// The queue that `leadpost topology declare` sets up.
+    pub topology: Topology,
+    /// Where the ledger is.
+    pub postgres: Postgres,
+    /// What a valid lead is.
+    pub lead: LeadSettings,
+    /// Where leads go.
+    pub destination: Destination,
+    /// When a lead is tried again, and when it is given up.
+    pub retry: Retry,
+    /// How many leads are sent at a time, how fast, and when none.
+    pub flow: Flow,
+    /// Health and metrics.
+    pub admin: Admin,
+    /// What is logged, and how.
+    pub log: Log,
+    /// How the worker stops.
+    pub shutdown: Shutdown,
+}
+
+/// The RabbitMQ side.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Amqp {
+    /// `amqp://user:password@host:5672/vhost` or `amqps://…`; `%2f` is the vhost `/`.
+    pub url: Secret,
+    /// A file that holds the URL.
+    pub url_file: Option<PathBuf>,
+    /// The queue to consume.
+    pub queue: String,
+    /// How many messages RabbitMQ hands out ahead of their acknowledgement. 0: twice the slots and the batch ahead.
+    pub prefetch: u16,
+    /// Seconds between heartbeats; a silent broker is given up after twice that.
+    pub heartbeat_s: u16,
+    /// How long connecting, and any single request to the broker, may take.
+    pub timeout_ms: u64,
+}
+
+impl Default for Amqp {
+    fn default() -> Self {
+        Self {
+            url: Secret::default(),
+            url_file: None,
+            queue: "leads".to_owned(),
+            prefetch: 0,
+            heartbeat_s: 10,
+            timeout_ms: 10_000,
+        }
+    }
+}
+
+/// The recommended queue.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Topology {
+    /// After how many deliveries without an acknowledgement a message is dead-lettered.
+    pub delivery_limit: u32,
+    /// The exchange that takes dead letters, and the queue bound to it. Empty: `<queue>.dead-letter`.
+    pub dead_letter: String,
+}
+
+impl Default for Topology {
+    fn default() -> Self {
+        Self { delivery_limit: 20, dead_letter: String::new() }
+    }
+}
+
+/// The Postgres side.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Postgres {
+    /// `postgres://user:password@host:5432/database?sslmode=…`
+    pub url: Secret,
+    /// A file that holds the URL.
+    pub url_file: Option<PathBuf>,
+    /// At most so many connections per worker.
+    pub connections: u32,
+    /// Whether `run` brings the tables up to date by itself.
+    pub migrate: bool,
+    /// How long the server works on one statement.
+    pub statement_timeout_ms: u64,
+    /// How long the server waits for a lock.
+    pub lock_timeout_ms: u64,
+    /// How long to wait for a connection.
+    pub connect_timeout_ms: u64,
+}
+
+impl Default for Postgres {
+    fn default() -> Self {
+        Self {
+            url: Secret::default(),
+            url_file: None,
+            connections: 6,
+            migrate: true,
+            statement_timeout_ms: 15_000,
+            lock_timeout_ms: 5_000,
+            connect_timeout_ms: 5_000,
+        }
+    }
+}
+
+/// What a valid lead is, beyond the destination's own contract.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LeadSettings {
+    /// Fills in `assistantId` where a lead has none. Digits go out as a number, anything else as a string.
+    pub default_assistant_id: Option<String>,
+    /// `forward`, `drop` or `reject`.
+    pub unknown_fields: UnknownFields,
+    /// The largest message.
+    pub max_message_bytes: usize,
+    /// The longest name, in characters.
+    pub max_name_chars: usize,
+    /// The longest other text, in characters.
+    pub max_text_chars: usize,
+    /// The most fields.
+    pub max_fields: usize,
+}
+
+impl Default for LeadSettings {
+    fn default() -> Self {
+        Self {
+            default_assistant_id: None,
+            unknown_fields: UnknownFields::default(),
+            max_message_bytes: 256 * 1024,
+            max_name_chars: 200,
+            max_text_chars: 20_000,
+            max_fields: 200,
+        }
+    }
+}
+
+/// What happens to fields that the destination's contract does not name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UnknownFields {
+    /// They go on as they are.
+    #[default]
+    Forward,
+    /// They are left out of what is posted; the ledger keeps the message as it came.
+    Drop,
+    /// They make the message invalid.
+    Reject,
+}
+
+/// A lead API.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Destination {
+    /// The preset whose values the ones below override.
+    pub preset: String,
+    /// The name under which the ledger keeps its leads. Empty: the preset's.
+    pub name: String,
+    /// The fields without which a lead is not posted.
+    pub mandatory: Vec<String>,
+    /// The further fields that its contract names.
+    pub optional: Vec<String>,
+    /// What to do with a lead that may have been posted: `retry` or `hold`.
+    pub on_uncertain: OnUncertain,
+    /// Values for `{placeholders}` in URLs and headers.
+    pub variables: BTreeMap<String, String>,
+    /// How to log in.
+    pub auth: Auth,
+    /// How to post.
+    pub request: Request,
+    /// How to read the answers.
+    pub response: ResponseRules,
+}
+
+impl Default for Destination {
+    fn default() -> Self {
+        Self {
+            preset: "7targets".to_owned(),
+            name: String::new(),
+            mandatory: Vec::new(),
+            optional: Vec::new(),
+            on_uncertain: OnUncertain::default(),
+            variables: BTreeMap::new(),
+            auth: Auth::default(),
+            request: Request::default(),
+            response: ResponseRules::default(),
+        }
+    }
+}
+
+impl Destination {
+    /// The name under which the ledger keeps its leads.
+    pub fn name(&self) -> &str {
+        if self.name.is_empty() { &self.preset } else { &self.name }
+    }
+}
+
+/// What becomes of a lead that may have been posted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnUncertain {
+    /// It is posted again, at the risk of a double post.
+    #[default]
+    Retry,
+    /// It is held for a person, at the risk of a late lead.
+    Hold,
+}
+
+/// OAuth 2.0 client credentials (RFC 6749, section 4.4).
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Auth {
+    /// The token endpoint.
+    pub token_url: String,
+    /// The client's id.
+    pub client_id: String,
+    /// The client's secret.
+    pub client_secret: Secret,
+    /// A file that holds the client's secret.
+    pub client_secret_file: Option<PathBuf>,
+    /// The scope to ask for; empty: none.
+    pub scope: String,
+    /// How long a token is taken to live when the answer does not say.
+    pub default_lifetime_ms: u64,
+    /// How long asking for a token may take.
+    pub timeout_ms: u64,
+}
+
+impl Default for Auth {
+    fn default() -> Self {
+        Self {
+            token_url: String::new(),
+            client_id: String::new(),
+            client_secret: Secret::default(),
+            client_secret_file: None,
+            scope: String::new(),
+            default_lifetime_ms: 300_000,
+            timeout_ms: 10_000,
+        }
+    }
+}
+
+/// The post.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Request {
+    /// Where leads are posted.
+    pub url: String,
+    /// Further headers, with `{placeholders}`.
+    pub headers: BTreeMap<String, String>,
+    /// How long a post may take in all.
+    pub timeout_ms: u64,
+    /// How long connecting may take.
+    pub connect_timeout_ms: u64,
+    /// After how long an idle connection is closed; must be shorter than the API's own limit.
+    pub idle_timeout_ms: u64,
+    /// How much of an answer is read.
+    pub max_answer_bytes: usize,
+    /// `none`, `env` (HTTPS_PROXY and its kin) or a proxy's URL.
+    pub proxy: String,
+}
+
+impl Default for Request {
+    fn default() -> Self {
+        Self {
+            url: String::new(),
+            headers: BTreeMap::new(),
+            timeout_ms: 30_000,
+            connect_timeout_ms: 5_000,
+            idle_timeout_ms: 4_000,
+            max_answer_bytes: 64 * 1024,
+            proxy: "none".to_owned(),
+        }
+    }
+}
+
+/// Retries.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Retry {
+    /// How many attempts a lead has.
+    pub max_attempts: u32,
+    /// How old a lead may become before it is given up; 0: as old as it likes.
+    pub max_age_ms: u64,
+    /// The delay after the first attempt.
+    pub initial_ms: u64,
+    /// What each further delay is multiplied with.
+    pub multiplier: f64,
+    /// The longest delay.
+    pub max_ms: u64,
+    /// How far delays are moved at random, as a share of them.
+    pub jitter: f64,
+    /// The longest `Retry-After` that is obeyed to the letter.
+    pub max_retry_after_ms: u64,
+}
+
+impl Default for Retry {
+    fn default() -> Self {
+        Self {
+            max_attempts: 20,
+            max_age_ms: 72 * 3600 * 1000,
+            initial_ms: 10_000,
+            multiplier: 2.0,
+            max_ms: 3600 * 1000,
+            jitter: 0.2,
+            max_retry_after_ms: 24 * 3600 * 1000,
+        }
+    }
+}
+
+/// Flow control.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Flow {
+    /// How many posts may be under way at a time.
+    pub concurrency: usize,
+    /// How many leads are accepted, or settled, in one transaction at most.
+    pub batch: usize,
+    /// Posts per second of all live workers of the destination together; 0: no limit.
+    pub rate_per_s: f64,
+    /// How long a lead is leased to a worker for one attempt.
+    pub lease_ms: u64,
+    /// The share of slots that due retries have when fresh leads want all of them.
+    pub retry_share: f64,
+    /// How often the ledger is asked for due retries.
+    pub poll_ms: u64,
+    /// After how many failures in a row the circuit opens.
+    pub open_after: u32,
+    /// How long an open circuit waits before its second probe; the first comes at once.
+    pub probe_initial_ms: u64,
+    /// The longest wait between probes.
+    pub probe_max_ms: u64,
+}
+
+impl Default for Flow {
+    fn default() -> Self {
+        Self {
+            concurrency: 64,
+            batch: 256,
+            rate_per_s: 0.0,
+            lease_ms: 120_000,
+            retry_share: 0.25,
+            poll_ms: 500,
+            open_after: 20,
+            probe_initial_ms: 1_000,
+            probe_max_ms: 60_000,
+        }
+    }
+}
+
+/// The admin port.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Admin {
+    /// Where `/livez`, `/readyz` and `/metrics` are served; empty: nowhere.
+    pub listen: String,
+}
+
+impl Default for Admin {
+    fn default() -> Self {
+        Self { listen: "127.0.0.1:9090".to_owned() }
+    }
+}
+
+/// Logging.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Log {
+    /// `text` or `json`.
+    pub format: LogFormat,
+    /// A `tracing` filter such as `info` or `leadpost=debug`.
+    pub filter: String,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { format: LogFormat::Text, filter: "info".to_owned() }
+    }
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Stopping.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Shutdown {
+    /// How long posts under way may take to end after SIGTERM.
+    pub grace_ms: u64,
+}
+
+impl Default for Shutdown {
+    fn default() -> Self {
+        Self { grace_ms: 40_000 }
+    }
+}
+
+impl Settings {
+    /// How many leads may be in hand at once: those being posted, and one batch accepted ahead.
+    pub fn window(&self) -> usize {
+        self.flow.concurrency + self.flow.concurrency.min(self.flow.batch)
+    }
+
+    /// The prefetch to ask RabbitMQ for.
+    pub fn prefetch(&self) -> u16 {
+        match self.amqp.prefetch {
+            0 => u16::try_from(2 * self.window()).unwrap_or(u16::MAX),
+            prefetch => prefetch,
+        }
+    }
+}
+
+/// Replaces `{name}` by the variable of that name.
+///
+/// # Errors
+/// The name of a variable that is not set, or empty.
+pub fn fill_in(template: &str, variables: &BTreeMap<String, String>) -> Result<String, String> {
+    let mut filled = String::with_capacity(template.len());
+    let mut rest = template;
+    while let Some((before, after)) = rest.split_once('{') {
+        let Some((name, behind)) = after.split_once('}') else { break };
+        filled.push_str(before);
+        match variables.get(name).filter(|value| !value.is_empty()) {
+            Some(value) => filled.push_str(value),
+            None => return Err(name.to_owned()),
+        }
+        rest = behind;
+    }
+    filled.push_str(rest);
+    Ok(filled)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn placeholders_are_filled_and_missing_ones_are_named() {
+        let variables = BTreeMap::from([("id".to_owned(), "7".to_owned()), ("blank".to_owned(), String::new())]);
+        assert_eq!(fill_in("/a/{id}/{id}", &variables), Ok("/a/7/7".to_owned()));
+        assert_eq!(fill_in("/plain", &variables), Ok("/plain".to_owned()));
+        assert_eq!(fill_in("/{other}", &variables), Err("other".to_owned()));
+        assert_eq!(fill_in("/{blank}", &variables), Err("blank".to_owned()));
+    }
+}

@@ -1,0 +1,325 @@
+//! From what came back to what it means: the one place that classifies answers.
+//!
+//! Pure: an [`Exchange`] and the destination's [`ResponseRules`] give an [`Outcome`]. The order of the rules is the order of
+//! the sets in [`ResponseRules`]; every status from 100 to 599 has exactly one outcome.
+
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::config::ResponseRules;
+use crate::http::{Answer, Exchange, Reason, one_line};
+
+/// What one attempt came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// The API took the lead.
+    Delivered(Receipt),
+    /// The API has it already.
+    Duplicate(Reason),
+    /// The API refuses this lead for good.
+    Rejected(Reason),
+    /// The API does not accept the token.
+    Unauthorized(Reason),
+    /// The answer speaks about the set-up rather than about this lead.
+    Systemic(Reason),
+    /// The API did not process it and asks to try again.
+    Retry(Reason, Option<Duration>),
+    /// It may have been posted.
+    Uncertain(Reason),
+    /// It was provably not posted.
+    NotSent(Reason),
+}
+
+impl Outcome {
+    /// The outcome as it is stored, counted and printed.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Outcome::Delivered(_) => "delivered",
+            Outcome::Duplicate(_) => "duplicate",
+            Outcome::Rejected(_) => "rejected",
+            Outcome::Unauthorized(_) => "unauthorized",
+            Outcome::Systemic(_) => "systemic",
+            Outcome::Retry(..) => "retry",
+            Outcome::Uncertain(_) => "uncertain",
+            Outcome::NotSent(_) => "not_sent",
+        }
+    }
+
+    /// Why, unless it is simply delivered.
+    pub fn reason(&self) -> Option<&Reason> {
+        match self {
+            Outcome::Delivered(_) => None,
+            Outcome::Duplicate(reason)
+            | Outcome::Rejected(reason)
+            | Outcome::Unauthorized(reason)
+            | Outcome::Systemic(reason)
+            | Outcome::Retry(reason, _)
+            | Outcome::Uncertain(reason)
+            | Outcome::NotSent(reason) => Some(reason),
+        }
+    }
+
+    /// All names of outcomes, for metrics that exist before the first attempt.
+    pub const NAMES: [&'static str; 8] =
+        ["delivered", "duplicate", "rejected", "unauthorized", "systemic", "retry", "uncertain", "not_sent"];
+}
+
+/// What the API said about the lead that it took.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Receipt {
+    /// The API's id of the lead.
+    pub remote_id: Option<String>,
+    /// The API's state of the lead.
+    pub state: Option<String>,
+    /// The API's sub-state of the lead.
+    pub sub_state: Option<String>,
+    /// When the API means to act on it, as it writes it.
+    pub next_schedule_time: Option<String>,
+    /// Why this success may not be what it seems.
+    pub warning: Option<String>,
+}
+
+/// What an exchange means.
+pub fn classify(rules: &ResponseRules, exchange: &Exchange) -> Outcome {
+    match exchange {
+        Exchange::NotSent(reason) => Outcome::NotSent(reason.clone()),
+        Exchange::Unknown(reason) => Outcome::Uncertain(reason.clone()),
+        Exchange::Answered(answer) => classify_answer(rules, answer),
+    }
+}
+
+fn classify_answer(rules: &ResponseRules, answer: &Answer) -> Outcome {
+    let status = answer.status;
+    let reason = || Reason::of_status(status, &explain(answer));
+    if rules.unauthorized.contains(status) {
+        Outcome::Unauthorized(reason())
+    } else if rules.success.contains(status) {
+        if answer.is_html {
+            // A log-in page, a captive portal, a proxy's greeting: whoever answered, it was not the lead API.
+            let text = format!("answered {status} with an HTML page instead of JSON; is the URL the lead API's?");
+            return Outcome::Systemic(Reason::new("html_page", text));
+        }
+        Outcome::Delivered(receipt(rules, &answer.body))
+    } else if rules.duplicate.contains(status) {
+        Outcome::Duplicate(reason())
+    } else if rules.rejected.contains(status) {
+        let reason = reason();
+        let said = reason.text.to_lowercase();
+        if rules.duplicate_texts.iter().any(|text| said.contains(&text.to_lowercase())) {
+            Outcome::Duplicate(reason)
+        } else {
+            Outcome::Rejected(reason)
+        }
+    } else if rules.retry.contains(status) {
+        Outcome::Retry(reason(), answer.retry_after)
+    } else if rules.systemic.contains(status) {
+        Outcome::Systemic(reason())
+    } else {
+        // 5xx by default, and whatever no set names: nothing may be claimed about it.
+        Outcome::Uncertain(reason())
+    }
+}
+
+/// What a success says about the lead. A body that cannot be read changes nothing about the success.
+fn receipt(rules: &ResponseRules, body: &[u8]) -> Receipt {
+    let Ok(json) = serde_json::from_slice::<Value>(body) else {
+        return Receipt {
+            warning: Some("the API took the lead, but its answer is not JSON: no id is known".to_owned()),
+            ..Receipt::default()
+        };
+    };
+    let read = |pointer: &str| -> Option<String> {
+        if pointer.is_empty() {
+            return None;
+        }
+        json.pointer(pointer).and_then(|value| match value {
+            Value::Null | Value::Array(_) | Value::Object(_) => None,
+            Value::String(text) => Some(one_line(text)),
+            Value::Bool(_) | Value::Number(_) => Some(value.to_string()),
+        })
+    };
+    let state = read(&rules.remote_state);
+    let sub_state = read(&rules.remote_sub_state);
+    let warning = state.as_deref().filter(|state| rules.warn_states.iter().any(|warn| warn == state)).map(|state| {
+        let detail = sub_state.as_deref().map(|sub_state| format!(" ({sub_state})")).unwrap_or_default();
+        format!("the API took the lead but is not working it: its state is {state}{detail}")
+    });
+    Receipt {
+        remote_id: read(&rules.remote_id),
+        state,
+        sub_state,
+        next_schedule_time: read(&rules.next_schedule_time),
+        warning,
+    }
+}
+
+/// The sentence about an answer that is no success: the status, and the reason found in the body.
+fn explain(answer: &Answer) -> String {
+    let said = reason_in(answer);
+    let status = answer.status;
+    if said.is_empty() { format!("the API answered {status}") } else { format!("the API answered {status}: {said}") }
+}
+
+/// The human reason in a body, tolerantly: a JSON string, a member that APIs use for it, or the start of the text.
+///
+/// 7targets alone has been seen with `"text"`, `{"message": "text"}` and `{"body": "text"}`.
+fn reason_in(answer: &Answer) -> String {
+    const MEMBERS: [&str; 8] = ["message", "Message", "error_description", "error", "detail", "reason", "body", "errors"];
+
+    let text = String::from_utf8_lossy(&answer.body);
+    match serde_json::from_str::<Value>(&text) {
+        Ok(Value::String(said)) => one_line(&said),
+        Ok(Value::Object(members)) => {
+            let said = MEMBERS.iter().find_map(|name| members.get(*name).filter(|value| !value.is_null()));
+            match said {
+                Some(Value::String(said)) => one_line(said),
+                Some(said) => one_line(&said.to_string()),
+                None => one_line(&text),
+            }
+        }
+        Ok(Value::Null) => String::new(),
+        Ok(other) => one_line(&other.to_string()),
+        Err(_) if answer.is_html || text.trim_start().starts_with('<') => one_line(&without_tags(&text)),
+        Err(_) => one_line(&text),
+    }
+}
+
+/// The text of an HTML page, roughly.
+fn without_tags(html: &str) -> String {
+    let mut text = String::new();
+    let mut in_tag = false;
+    for c in html.chars() {
+        match c {
+            '<' => in_tag = true,
+            '>' => {
+                in_tag = false;
+                text.push(' ');
+            }
+            _ if !in_tag => text.push(c),
+            _ => {}
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::config::StatusSet;
+
+    fn answer(status: u16, body: &str) -> Exchange {
+        Exchange::Answered(Answer { status, body: body.as_bytes().to_vec(), ..Answer::default() })
+    }
+
+    fn outcome(status: u16, body: &str) -> Outcome {
+        classify(&ResponseRules::default(), &answer(status, body))
+    }
+
+    #[test]
+    fn every_row_of_the_outcome_table_holds() {
+        let rows: [(&[u16], &str); 8] = [
+            (&[200, 201, 202], "delivered"),
+            (&[409], "duplicate"),
+            (&[400, 413, 414, 415, 422], "rejected"),
+            (&[401], "unauthorized"),
+            (&[301, 302, 303, 307, 308, 402, 403, 404, 405, 406, 407, 410, 451, 501, 505], "systemic"),
+            (&[408, 421, 425, 429, 503], "retry"),
+            (&[500, 502, 504, 520, 522, 524, 529, 599], "uncertain"),
+            (&[204, 205, 206, 226], "uncertain"),
+        ];
+        for (statuses, expected) in rows {
+            for status in statuses {
+                assert_eq!(outcome(*status, "{}").as_str(), expected, "{status}");
+            }
+        }
+        let rules = ResponseRules::default();
+        let reason = Reason::new("timeout", "no answer");
+        assert_eq!(classify(&rules, &Exchange::NotSent(reason.clone())).as_str(), "not_sent");
+        assert_eq!(classify(&rules, &Exchange::Unknown(reason)).as_str(), "uncertain");
+    }
+
+    #[test]
+    fn a_set_of_the_destination_overrides_the_table() {
+        let rules = ResponseRules {
+            rejected: StatusSet::of(&["404"]),
+            unauthorized: StatusSet::of(&["401", "403"]),
+            success: StatusSet::of(&["201"]),
+            ..ResponseRules::default()
+        };
+        assert_eq!(classify(&rules, &answer(404, "")).as_str(), "rejected");
+        assert_eq!(classify(&rules, &answer(403, "")).as_str(), "unauthorized");
+        assert_eq!(classify(&rules, &answer(200, "{}")).as_str(), "uncertain", "a 200 is no success here");
+    }
+
+    #[test]
+    fn a_rejection_that_says_duplicate_is_a_duplicate() {
+        let rules = ResponseRules { duplicate_texts: vec!["already exist".to_owned()], ..ResponseRules::default() };
+        let body = r#"{"message":"Lead ALREADY exists for this user"}"#;
+        assert_eq!(classify(&rules, &answer(400, body)).as_str(), "duplicate");
+        assert_eq!(classify(&rules, &answer(400, r#"{"message":"bad email"}"#)).as_str(), "rejected");
+        assert_eq!(classify(&rules, &answer(500, body)).as_str(), "uncertain", "only rejections are looked into");
+    }
+
+    #[test]
+    fn an_html_page_with_a_success_status_is_not_a_delivery() {
+        let page = Answer { status: 200, is_html: true, body: b"<html>Log in</html>".to_vec(), retry_after: None };
+        assert_eq!(classify(&ResponseRules::default(), &Exchange::Answered(page)).as_str(), "systemic");
+    }
+
+    #[test]
+    fn a_receipt_keeps_id_state_and_next_time_and_warns_where_201_does_not_mean_worked() {
+        let rules = ResponseRules { warn_states: vec!["DeActivated".to_owned()], ..ResponseRules::default() };
+        let body = r#"{"id":12345678901234567,"state":"DeActivated","subState":"InvalidEmail","nextScheduleTime":null}"#;
+        let Outcome::Delivered(receipt) = classify(&rules, &answer(201, body)) else { panic!("delivered") };
+        assert_eq!(receipt.remote_id.as_deref(), Some("12345678901234567"));
+        assert_eq!(receipt.sub_state.as_deref(), Some("InvalidEmail"));
+        assert_eq!(receipt.next_schedule_time, None);
+        assert!(receipt.warning.expect("a warning").contains("DeActivated (InvalidEmail)"));
+
+        let Outcome::Delivered(fine) = classify(&rules, &answer(201, r#"{"id":"x-1","state":"Cold"}"#)) else {
+            panic!("delivered")
+        };
+        assert_eq!((fine.remote_id.as_deref(), fine.warning), (Some("x-1"), None));
+    }
+
+    #[test]
+    fn a_success_whose_body_was_cut_is_still_a_success() {
+        let Outcome::Delivered(receipt) = outcome(201, r#"{"id":1"#) else { panic!("delivered") };
+        assert!(receipt.warning.is_some());
+    }
+
+    #[test]
+    fn the_reason_is_found_in_every_shape_that_has_been_seen() {
+        let reason = |body: &str| outcome(422, body).reason().expect("a reason").text.clone();
+        for body in [
+            r#""bad email""#,
+            r#"{"message":"bad email"}"#,
+            r#"{"Message":"bad email"}"#,
+            r#"{"body":"bad email"}"#,
+            r#"{"error":"bad email"}"#,
+            "bad email",
+            " bad\r\n\temail\u{0}",
+            "<html><body><h1>bad</h1> email</body></html>",
+        ] {
+            assert_eq!(reason(body), "the API answered 422: bad email", "{body:?}");
+        }
+        assert_eq!(reason(r#"{"errors":{"email":["bad"]}}"#), r#"the API answered 422: {"email":["bad"]}"#);
+        assert_eq!(reason(""), "the API answered 422");
+        assert!(reason(&"x".repeat(100_000)).chars().count() < 600);
+    }
+
+    proptest! {
+        #[test]
+        fn classification_is_total(status in 100..600_u16, html in any::<bool>(), body in proptest::collection::vec(any::<u8>(), 0..100)) {
+            let exchange = Exchange::Answered(Answer { status, retry_after: None, is_html: html, body });
+            let outcome = classify(&ResponseRules::default(), &exchange);
+            prop_assert!(Outcome::NAMES.contains(&outcome.as_str()));
+            if let Some(reason) = outcome.reason() {
+                prop_assert!(!reason.text.chars().any(char::is_control));
+            }
+        }
+    }
+}

@@ -1,0 +1,215 @@
+//! When may a lead be sent? Slots, rate, hold and circuit, asked in one place.
+//!
+//! ```text
+//!             ┌ window: leads in hand (being posted, and one batch accepted ahead)
+//!   admission ┤ rate:   posts per second, shared by the destination's workers
+//!             ├ hold:   a Retry-After holds the whole destination back
+//!             └ circuit: closed, open, probing
+//!   slots: posts under way
+//! ```
+//!
+//! # Rules
+//! - What is needed to send is reserved before a message is taken, so that an accepted lead is sent at once and the backlog stays
+//!   in RabbitMQ, where people watch it.
+//! - A post that is not admitted any more is not made: its lead is handed back, uncharged.
+//! - [`circuit`] and [`rate`] are pure: time enters as an argument.
+
+mod circuit;
+mod rate;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use serde::Serialize;
+use tokio::sync::{Notify, Semaphore};
+use tokio::time::Instant;
+
+pub use circuit::{Change, CircuitState, Signal};
+
+use crate::config::Settings;
+use crate::http::Reason;
+use crate::lead::LeadId;
+use circuit::Circuit;
+use rate::Rate;
+
+/// Shared flow control of one worker.
+#[derive(Debug)]
+pub struct Flow {
+    /// A permit for each lead in hand.
+    pub window: Arc<Semaphore>,
+    /// A permit for each post under way.
+    pub slots: Arc<Semaphore>,
+    concurrency: usize,
+    gate: Mutex<Gate>,
+    changed: Notify,
+}
+
+#[derive(Debug)]
+struct Gate {
+    circuit: Circuit,
+    rate: Option<Rate>,
+    rate_of_all: f64,
+    hold: Option<(Instant, Reason)>,
+}
+
+/// What the next lead may do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Admission {
+    /// Be sent.
+    Flow,
+    /// Be sent as a probe, alone, unless it is one of these.
+    Probe(Vec<LeadId>),
+    /// Wait until then, or until something changes.
+    Wait(Instant),
+}
+
+/// Flow control in words and numbers.
+#[derive(Debug, Clone, Serialize)]
+pub struct FlowStatus {
+    /// The circuit.
+    pub circuit: CircuitState,
+    /// Why it is open.
+    pub cause: Option<String>,
+    /// For how long the destination asked to be left alone, in seconds.
+    pub hold_s: Option<f64>,
+    /// Posts under way.
+    pub posting: usize,
+    /// Posts that may be under way.
+    pub concurrency: usize,
+    /// This worker's share of the rate limit, per second; `None` without one.
+    pub rate_per_s: Option<f64>,
+}
+
+impl Flow {
+    /// Flow control for these settings.
+    pub fn new(settings: &Settings) -> Self {
+        let flow = &settings.flow;
+        Self {
+            window: Arc::new(Semaphore::new(settings.window())),
+            slots: Arc::new(Semaphore::new(flow.concurrency)),
+            concurrency: flow.concurrency,
+            gate: Mutex::new(Gate {
+                circuit: Circuit::new(
+                    flow.open_after,
+                    Duration::from_millis(flow.probe_initial_ms),
+                    Duration::from_millis(flow.probe_max_ms),
+                ),
+                rate: (flow.rate_per_s > 0.0).then(|| Rate::new(flow.rate_per_s, Instant::now())),
+                rate_of_all: flow.rate_per_s,
+                hold: None,
+            }),
+            changed: Notify::new(),
+        }
+    }
+
+    /// What the next lead may do.
+    pub fn admission(&self, now: Instant) -> Admission {
+        let mut gate = self.lock();
+        if let Some(until) = gate.held(now) {
+            return Admission::Wait(until);
+        }
+        gate.circuit.admission(now)
+    }
+
+    /// Whether a post may still begin; if not, how long to keep away, and why.
+    pub fn may_post(&self, is_probe: bool, now: Instant) -> Result<(), (Duration, Reason)> {
+        let mut gate = self.lock();
+        if let Some(until) = gate.held(now) {
+            let text = "the destination asked to be left alone (Retry-After)";
+            return Err((until - now, Reason::new("held", text)));
+        }
+        if is_probe || gate.circuit.is_closed() {
+            return Ok(());
+        }
+        let cause = gate.circuit.cause().map(|cause| cause.text.clone()).unwrap_or_default();
+        Err((Duration::ZERO, Reason::new("circuit_open", format!("posts are paused: {cause}"))))
+    }
+
+    /// Begins a probe: the next lead is sent alone.
+    pub fn begin_probe(&self) {
+        self.lock().circuit.begin_probe();
+    }
+
+    /// Ends a probe for which no lead was found.
+    pub fn abandon_probe(&self, now: Instant) {
+        self.lock().circuit.abandon_probe(now);
+        self.changed.notify_one();
+    }
+
+    /// Takes in how a post ended.
+    pub fn record(&self, signal: Signal, is_probe: bool, now: Instant) -> Option<Change> {
+        let change = self.lock().circuit.record(signal, is_probe, now);
+        if change.is_some() || is_probe {
+            self.changed.notify_one();
+        }
+        change
+    }
+
+    /// Holds the whole destination back.
+    pub fn hold(&self, wait: Duration, reason: &Reason, now: Instant) {
+        let mut gate = self.lock();
+        let until = now + wait;
+        if wait > Duration::ZERO && gate.hold.as_ref().is_none_or(|(held, _)| *held < until) {
+            gate.hold = Some((until, reason.clone()));
+            drop(gate);
+            self.changed.notify_one();
+        }
+    }
+
+    /// How many of `wanted` posts the rate admits now; when none, from when one does.
+    pub fn reserve(&self, wanted: usize, now: Instant) -> Result<usize, Instant> {
+        match &mut self.lock().rate {
+            Some(rate) => rate.reserve(wanted, now),
+            None => Ok(wanted),
+        }
+    }
+
+    /// Gives back what was reserved and not used.
+    pub fn give_back(&self, unused: usize) {
+        if let Some(rate) = &mut self.lock().rate {
+            rate.give_back(unused);
+        }
+    }
+
+    /// Shares the rate limit with so many live workers, this one included.
+    pub fn share_with(&self, workers: u32) {
+        let mut gate = self.lock();
+        let share = gate.rate_of_all / f64::from(workers.max(1));
+        if let Some(rate) = &mut gate.rate {
+            rate.set(share);
+        }
+    }
+
+    /// Waits for a change of the gate.
+    pub async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
+    /// Flow control in words and numbers.
+    pub fn status(&self, now: Instant) -> FlowStatus {
+        let mut gate = self.lock();
+        let hold_s = gate.held(now).map(|until| (until - now).as_secs_f64());
+        FlowStatus {
+            circuit: gate.circuit.state(),
+            cause: gate.circuit.cause().map(|cause| cause.text.clone()),
+            hold_s,
+            posting: self.concurrency.saturating_sub(self.slots.available_permits()),
+            concurrency: self.concurrency,
+            rate_per_s: gate.rate.as_ref().map(Rate::per_s),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Gate> {
+        // No code that holds the lock can panic half-way through a change.
+        self.gate.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Gate {
+    fn held(&mut self, now: Instant) -> Option<Instant> {
+        if self.hold.as_ref().is_some_and(|(until, _)| *until <= now) {
+            self.hold = None;
+        }
+        self.hold.as_ref().map(|(until, _)| *until)
+    }
+}

@@ -1,0 +1,268 @@
+//! The one place where HTTP clients are built and answers are read.
+//!
+//! # Rules
+//! - No redirects: `POST /leads` → 302 → `GET /login` → 200 would look like a delivery.
+//! - No hidden retries, and HTTP/1.1: what is posted, and how often, is decided and recorded by us.
+//! - The connect timeout lies below the total one, so that "never sent" can be told from "perhaps read".
+//! - An answer's body is read up to a cap; a terabyte, or a byte a second, costs no more than that and the timeout.
+//! - No text that is made here holds a URL: URLs may hold secrets.
+
+use std::borrow::Cow;
+use std::error::Error;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, header};
+
+/// A reason is shown in a line and kept for each attempt; what is longer is in the stored answer.
+const MAX_REASON_CHARS: usize = 500;
+
+/// What came of one request.
+#[derive(Debug)]
+pub enum Exchange {
+    /// A status line came back.
+    Answered(Answer),
+    /// The request was provably not sent: refused, DNS, TLS, connect timeout, or cancelled before it was written.
+    NotSent(Reason),
+    /// It may have been read, and no status came back: timeout, or a connection broken after the request was written.
+    Unknown(Reason),
+}
+
+/// The parts of an HTTP answer that decide.
+#[derive(Debug, Clone, Default)]
+pub struct Answer {
+    /// The status code.
+    pub status: u16,
+    /// How long the API asks to be left alone.
+    pub retry_after: Option<Duration>,
+    /// Whether the body says that it is HTML.
+    pub is_html: bool,
+    /// The body, up to the cap.
+    pub body: Vec<u8>,
+}
+
+/// Why something is as it is: a code for scripts and metrics, a sentence for people.
+///
+/// The code never holds anything of the lead. The text may hold what the API answered, which may repeat the lead: it goes to
+/// the ledger and nowhere else.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reason {
+    /// Such as `http_422` or `timeout`.
+    pub code: Cow<'static, str>,
+    /// One line.
+    pub text: String,
+}
+
+impl Reason {
+    /// A reason whose code is written in the code.
+    pub fn new(code: &'static str, text: impl Into<String>) -> Self {
+        Self { code: Cow::Borrowed(code), text: one_line(&text.into()) }
+    }
+
+    /// A reason whose code is the status.
+    pub fn of_status(status: u16, text: &str) -> Self {
+        Self { code: Cow::Owned(format!("http_{status}")), text: one_line(text) }
+    }
+}
+
+/// How a client behaves.
+#[derive(Debug, Clone)]
+pub struct ClientSettings<'a> {
+    /// How long an exchange may take in all.
+    pub timeout: Duration,
+    /// How long connecting may take.
+    pub connect_timeout: Duration,
+    /// After how long an idle connection is closed.
+    pub idle_timeout: Duration,
+    /// `none`, `env` or a proxy's URL.
+    pub proxy: &'a str,
+}
+
+/// Why no client could be built.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot set up the HTTP client: {0}")]
+pub struct ClientError(String);
+
+/// A client with our rules.
+///
+/// # Errors
+/// When the proxy's URL cannot be used or the system's root certificates cannot be read.
+pub fn client(settings: &ClientSettings<'_>) -> Result<reqwest::Client, ClientError> {
+    let mut builder = reqwest::Client::builder()
+        .user_agent(concat!("leadpost/", env!("CARGO_PKG_VERSION")))
+        .redirect(reqwest::redirect::Policy::none())
+        .retry(reqwest::retry::never())
+        .referer(false)
+        .http1_only()
+        .tcp_nodelay(true)
+        .timeout(settings.timeout)
+        .connect_timeout(settings.connect_timeout)
+        .pool_idle_timeout(settings.idle_timeout)
+        .pool_max_idle_per_host(usize::MAX);
+    builder = match settings.proxy {
+        "none" => builder.no_proxy(),
+        "env" => builder,
+        url => builder.proxy(reqwest::Proxy::all(url).map_err(|error| ClientError(describe(error)))?),
+    };
+    builder.build().map_err(|error| ClientError(describe(error)))
+}
+
+/// One request to be sent.
+#[derive(Debug)]
+pub struct Outgoing<'a> {
+    /// The method.
+    pub method: Method,
+    /// Where to.
+    pub url: &'a reqwest::Url,
+    /// All headers.
+    pub headers: HeaderMap,
+    /// The body.
+    pub body: Bytes,
+}
+
+/// Sends a request and reads the answer up to `max_answer_bytes`.
+///
+/// Never an error: what went wrong is what the exchange came to.
+pub async fn exchange(
+    client: &reqwest::Client,
+    outgoing: Outgoing<'_>,
+    max_answer_bytes: usize,
+    max_retry_after: Duration,
+) -> Exchange {
+    let request =
+        client.request(outgoing.method, outgoing.url.clone()).headers(outgoing.headers).body(outgoing.body).send();
+    let mut response = match request.await {
+        Ok(response) => response,
+        Err(error) => return not_answered(error),
+    };
+    let headers = response.headers();
+    let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+    let wait = text(header::RETRY_AFTER)
+        .and_then(|value| retry_after(value, text(header::DATE), SystemTime::now(), max_retry_after));
+    let is_html = text(header::CONTENT_TYPE).is_some_and(|kind| kind.trim_start().to_ascii_lowercase().starts_with("text/html"));
+    let status = response.status().as_u16();
+
+    let mut body = Vec::new();
+    // The status has decided by now: a body that breaks off, or never ends, changes nothing.
+    while let Ok(Some(chunk)) = response.chunk().await {
+        let room = max_answer_bytes.saturating_sub(body.len());
+        body.extend_from_slice(chunk.get(..room).unwrap_or(&chunk));
+        if body.len() >= max_answer_bytes {
+            break;
+        }
+    }
+    Exchange::Answered(Answer { status, retry_after: wait, is_html, body })
+}
+
+/// Tells "provably not sent" from "perhaps read".
+fn not_answered(error: reqwest::Error) -> Exchange {
+    if error.is_connect() {
+        let code = if error.is_timeout() { "connect_timeout" } else { "connect_failed" };
+        return Exchange::NotSent(Reason::new(code, format!("could not connect: {}", describe(error))));
+    }
+    if error.is_builder() {
+        return Exchange::NotSent(Reason::new("request_invalid", format!("no request could be made: {}", describe(error))));
+    }
+    if was_cancelled(&error) {
+        let text = "the connection was closed before the request was written";
+        return Exchange::NotSent(Reason::new("closed_before_request", text));
+    }
+    if error.is_timeout() {
+        return Exchange::Unknown(Reason::new("timeout", "no answer within the time limit; the request may have been read"));
+    }
+    let text = format!("the connection broke before an answer; the request may have been read: {}", describe(error));
+    Exchange::Unknown(Reason::new("connection_broken", text))
+}
+
+/// Whether hyper gave the request back because it never began to write it.
+fn was_cancelled(error: &reqwest::Error) -> bool {
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        if error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_canceled) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
+/// An error and its causes on one line, without the URL.
+fn describe(error: reqwest::Error) -> String {
+    chain(&error.without_url())
+}
+
+/// An error and its causes on one line.
+pub fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let next = error.to_string();
+        // Some libraries repeat the cause in their own text.
+        if !text.ends_with(&next) {
+            text.push_str(": ");
+            text.push_str(&next);
+        }
+        cause = error.source();
+    }
+    text
+}
+
+/// Text from a stranger as one short line without control characters, which Postgres and terminals can take.
+pub fn one_line(text: &str) -> String {
+    let mut line = String::new();
+    let mut count = 0;
+    for word in text.split(|c: char| c.is_whitespace() || c.is_control()).filter(|word| !word.is_empty()) {
+        if count > 0 {
+            line.push(' ');
+        }
+        for c in word.chars() {
+            if count == MAX_REASON_CHARS {
+                line.push('…');
+                return line;
+            }
+            line.push(c);
+            count += 1;
+        }
+    }
+    line
+}
+
+/// Reads `Retry-After` (RFC 9110, section 10.2.3): seconds, or a date.
+///
+/// A date is measured from the answer's own `Date` where there is one, so that a wrong clock on either side does no harm.
+/// What lies in the past is zero; nothing is longer than `max`; what cannot be read is `None`.
+#[must_use]
+pub fn retry_after(value: &str, date: Option<&str>, now: SystemTime, max: Duration) -> Option<Duration> {
+    let value = value.trim();
+    let wait = if value.bytes().all(|byte| byte.is_ascii_digit()) && !value.is_empty() {
+        // More digits than a number holds is simply very long.
+        Duration::from_secs(value.parse().unwrap_or(u64::MAX))
+    } else {
+        let at = httpdate::parse_http_date(value).ok()?;
+        let from = date.and_then(|date| httpdate::parse_http_date(date).ok()).unwrap_or(now);
+        at.duration_since(from).unwrap_or(Duration::ZERO)
+    };
+    Some(wait.min(max))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retry_after_is_read_as_seconds_and_as_date() {
+        let max = Duration::from_secs(86_400);
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+        let date = |seconds| httpdate::fmt_http_date(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
+        let read = |value: &str, date: Option<&str>| retry_after(value, date, now, max).map(|wait| wait.as_secs());
+        assert_eq!(read("120", None), Some(120));
+        assert_eq!(read(" 0 ", None), Some(0));
+        assert_eq!(read("99999999999999999999999", None), Some(86_400));
+        assert_eq!(read(&date(1_000_000_060), None), Some(60));
+        assert_eq!(read(&date(999_999_000), None), Some(0), "the past is now");
+        assert_eq!(read(&date(1_000_000_060), Some(&date(1_000_000_050))), Some(10), "measured by the answer's clock");
+        for unreadable in ["", "-1", "1.5", "soon", "Wed, 99 Foo 2026"] {
+            assert_eq!(read(unreadable, None), None, "{unreadable:?}");
+        }
+    }
+}

@@ -1,0 +1,220 @@
+//! Leads that are due: leased to be posted; and leads whose lease ran out: settled as perhaps posted.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::Row as _;
+use sqlx::postgres::PgRow;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use super::model::{Attempt, Claimed, Leased, Next, Origin, Settlement};
+use super::settle::{Write, write};
+use super::{Ledger, LedgerError, begin, commit, millis};
+use crate::lead::LeadId;
+
+/// How many expired leases are dealt with in one transaction.
+const EXPIRED_BATCH: i64 = 500;
+
+/// A lead whose lease ran out before it was settled.
+#[derive(Debug, Clone)]
+pub struct Expired {
+    /// The lead.
+    pub id: LeadId,
+    /// How many attempts of it count, without the one that ran out.
+    pub charged: u32,
+    /// How old it is.
+    pub age: Duration,
+}
+
+impl Ledger {
+    /// Leases up to `limit` leads that are due, the longest due first, except `avoid`.
+    ///
+    /// A claim that was perhaps committed may be repeated with the same token: what it leased comes back first.
+    ///
+    /// # Errors
+    /// That nothing was leased, or that nobody knows.
+    pub async fn claim(
+        &self,
+        limit: usize,
+        lease: (Uuid, Duration),
+        avoid: Vec<LeadId>,
+        repeated: bool,
+    ) -> Result<Vec<Claimed>, LedgerError> {
+        let ledger = self.clone();
+        let avoid: Arc<[Uuid]> = avoid.into_iter().map(|id| id.0).collect();
+        self.pool
+            .run("claim due leads", move |pool| {
+                let (ledger, avoid) = (ledger.clone(), Arc::clone(&avoid));
+                async move {
+                    let leased_at = Instant::now();
+                    let mut transaction = begin(&pool).await?;
+                    let mut rows = Vec::new();
+                    if repeated {
+                        rows = sqlx::query(
+                            "update leads set next_attempt_at = now() + $3 * interval '1 millisecond' \
+                             where destination = $1 and state = 'pending' and lease = $2 \
+                             returning id, attempts, charged, suspected, \
+                                 extract(epoch from now() - budget_from)::float8 as age, body",
+                        )
+                        .bind(&*ledger.destination)
+                        .bind(lease.0)
+                        .bind(millis(lease.1))
+                        .fetch_all(&mut *transaction)
+                        .await?;
+                    }
+                    if rows.is_empty() {
+                        rows = sqlx::query(
+                            "with due as ( \
+                                 select id from leads \
+                                 where destination = $1 and state = 'pending' and next_attempt_at <= now() and lease is null \
+                                     and id <> all($2) \
+                                 order by next_attempt_at limit $3 for update skip locked \
+                             ) \
+                             update leads l set leased_by = $4, lease = $5, changed_at = now(), \
+                                 next_attempt_at = now() + $6 * interval '1 millisecond' \
+                             from due where l.id = due.id \
+                             returning l.id, l.attempts, l.charged, l.suspected, \
+                                 extract(epoch from now() - l.budget_from)::float8 as age, l.body",
+                        )
+                        .bind(&*ledger.destination)
+                        .bind(&*avoid)
+                        .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+                        .bind(&*ledger.worker)
+                        .bind(lease.0)
+                        .bind(millis(lease.1))
+                        .fetch_all(&mut *transaction)
+                        .await?;
+                    }
+                    commit(transaction).await?;
+                    rows.into_iter().map(|row| claimed(&row, lease.0, leased_at)).collect()
+                }
+            })
+            .await
+    }
+
+    /// Settles up to 500 leads whose lease ran out: the attempt under way is recorded as uncertain, and `decide` says what is
+    /// next for the lead. Says which leads those were.
+    ///
+    /// # Errors
+    /// That nothing was settled, or that nobody knows.
+    pub async fn expire<D>(&self, decide: D) -> Result<Vec<LeadId>, LedgerError>
+    where
+        D: Fn(&Expired) -> Next + Send + Sync + 'static,
+    {
+        let ledger = self.clone();
+        let decide = Arc::new(decide);
+        self.pool
+            .run("settle expired leases", move |pool| {
+                let (ledger, decide) = (ledger.clone(), Arc::clone(&decide));
+                async move {
+                    let mut transaction = begin(&pool).await?;
+                    let rows = sqlx::query(
+                        "select id, lease, leased_by, attempts, charged, \
+                             extract(epoch from now() - budget_from)::float8 as age, \
+                             extract(epoch from now() - changed_at)::float8 as since \
+                         from leads \
+                         where destination = $1 and state = 'pending' and next_attempt_at <= now() and lease is not null \
+                         order by next_attempt_at limit $2 for update skip locked",
+                    )
+                    .bind(&*ledger.destination)
+                    .bind(EXPIRED_BATCH)
+                    .fetch_all(&mut *transaction)
+                    .await?;
+                    let mut expired = Vec::with_capacity(rows.len());
+                    for row in &rows {
+                        let worker: String = row.try_get("leased_by")?;
+                        expired.push((worker, of_expired(row, &*decide)?));
+                    }
+                    for (worker, settlement) in &expired {
+                        write(&mut transaction, Write::of(std::slice::from_ref(settlement), worker)).await?;
+                    }
+                    commit(transaction).await?;
+                    Ok(expired.into_iter().map(|(_, settlement)| settlement.id).collect())
+                }
+            })
+            .await
+    }
+
+    /// Records that these leads met answers which speak of the set-up while other leads passed. At the third time a lead is
+    /// rejected for it. Says which were.
+    ///
+    /// # Errors
+    /// That nothing was recorded, or that nobody knows.
+    pub async fn suspect(&self, ids: Vec<LeadId>, limit: u32) -> Result<Vec<LeadId>, LedgerError> {
+        let ids: Arc<[Uuid]> = ids.into_iter().map(|id| id.0).collect();
+        self.pool
+            .run("record suspicions", move |pool| {
+                let ids = Arc::clone(&ids);
+                async move {
+                    let mut transaction = begin(&pool).await?;
+                    let rows = sqlx::query(
+                        "update leads set suspected = suspected + 1, changed_at = now(), \
+                             state = case when suspected + 1 >= $2 and lease is null then 'rejected' else state end, \
+                             finished_at = case when suspected + 1 >= $2 and lease is null then now() end, \
+                             next_attempt_at = case when suspected + 1 >= $2 and lease is null then null else next_attempt_at end \
+                         where id = any($1) and state = 'pending' \
+                         returning id, state",
+                    )
+                    .bind(&*ids)
+                    .bind(i32::try_from(limit).unwrap_or(i32::MAX))
+                    .fetch_all(&mut *transaction)
+                    .await?;
+                    commit(transaction).await?;
+                    rows.into_iter()
+                        .filter(|row| row.try_get::<String, _>(1).is_ok_and(|state| state == "rejected"))
+                        .map(|row| row.try_get(0).map(LeadId))
+                        .collect()
+                }
+            })
+            .await
+    }
+}
+
+fn claimed(row: &PgRow, lease: Uuid, leased_at: Instant) -> Result<Claimed, sqlx::Error> {
+    let leased = Leased {
+        id: LeadId(row.try_get("id")?),
+        lease,
+        origin: Origin::Claimed,
+        attempts: count(row, "attempts")?,
+        charged: count(row, "charged")?,
+        suspected: count(row, "suspected")?,
+        age: seconds(row, "age")?,
+        leased_at,
+    };
+    Ok(Claimed { leased, body: row.try_get("body")? })
+}
+
+fn of_expired(row: &PgRow, decide: &dyn Fn(&Expired) -> Next) -> Result<Settlement, sqlx::Error> {
+    let since = seconds(row, "since")?;
+    let id = LeadId(row.try_get("id")?);
+    let expired = Expired { id, charged: count(row, "charged")?, age: seconds(row, "age")? };
+    let reason = "the lease ran out before the attempt was settled: the worker died or was cut off, perhaps after it had posted";
+    Ok(Settlement {
+        id,
+        lease: row.try_get("lease")?,
+        attempts_before: count(row, "attempts")?,
+        attempts: vec![Attempt {
+            started_at: Instant::now().checked_sub(since).unwrap_or_else(Instant::now),
+            duration: since,
+            outcome: "uncertain",
+            charged: true,
+            http_status: None,
+            code: Some("lease_expired".to_owned()),
+            reason: Some(reason.to_owned()),
+            answer: None,
+            retry_after: None,
+        }],
+        next: decide(&expired),
+    })
+}
+
+fn count(row: &PgRow, column: &str) -> Result<u32, sqlx::Error> {
+    let count: i32 = row.try_get(column)?;
+    Ok(u32::try_from(count).unwrap_or(0))
+}
+
+fn seconds(row: &PgRow, column: &str) -> Result<Duration, sqlx::Error> {
+    let seconds: f64 = row.try_get(column)?;
+    Ok(Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(Duration::MAX))
+}

@@ -1,0 +1,219 @@
+//! The ledger in Postgres: the only truth about what became of a lead, and the only module that names `sqlx`.
+//!
+//! ```text
+//!                 accept                            settle
+//!   message ────────────────> pending, leased ────────────────> delivered, duplicate, rejected,
+//!      │                        ^    │    │                     exhausted, uncertain
+//!      │ accept                 │    │    └── settle: again at T ──┐
+//!      v                  claim │    │ expire: lease ran out,      │
+//!   invalid                     │    │ so perhaps posted           │
+//!                               │    v                             v
+//!      requeue, replay ───> pending, due at T <────────────────────┘
+//! ```
+//!
+//! # Rules
+//! - Every write is an explicit `begin … commit` in a task of its own that nobody cancels: a cancelled sqlx future can leave its
+//!   connection inside a transaction, and what is written there later is lost without an error.
+//! - Whoever waits, waits with a limit; whoever is tired of waiting leaves the task alone, distrusts the pool and gets an
+//!   error that means "unknown". All writes can be repeated after it.
+//! - A settlement carries its lease. If the row has another one by now, nothing changes: that is a value, not an error.
+//! - Only the database's clock counts.
+//! - No transaction is open while anything else than the database is talked to.
+
+mod accept;
+mod browse;
+mod claim;
+mod model;
+mod pool;
+mod requeue;
+mod settle;
+mod verify;
+mod workers;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::PgPool;
+use sqlx::postgres::PgPoolOptions;
+
+pub use browse::{AttemptRecord, LeadRecord, ReplayRecord, Status, Waiting};
+pub use claim::Expired;
+pub use model::{Arrival, Attempt, Claimed, End, Fate, LeadState, Leased, Next, Origin, Receipt, Settlement};
+pub use requeue::{Requeue, Requeued, Selection};
+pub use settle::Settled;
+pub use verify::{Check, Verification};
+pub use workers::WorkerRecord;
+
+use crate::config;
+use pool::Pool;
+
+/// The migrations, embedded in the program.
+static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("./migrations");
+
+/// How long a start waits for another process that migrates.
+const MIGRATION_LOCK_TIMEOUT_MS: u64 = 60_000;
+
+/// Why the ledger could not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum LedgerError {
+    /// The URL cannot be used at all.
+    #[error("postgres.url cannot be used: {0}")]
+    Url(String),
+    /// Postgres did not do it.
+    #[error("could not {doing} in the ledger")]
+    Database {
+        /// What was being done.
+        doing: &'static str,
+        /// What Postgres or the driver said.
+        #[source]
+        source: sqlx::Error,
+    },
+    /// Nothing came back in time: it may or may not have been done.
+    #[error("could not {doing} in the ledger: no answer within {waited:?}")]
+    NoAnswer {
+        /// What was being done.
+        doing: &'static str,
+        /// How long was waited.
+        waited: Duration,
+    },
+    /// The tables are not what this version needs.
+    #[error("the ledger's tables are not up to date: {0}")]
+    Schema(String),
+}
+
+impl LedgerError {
+    /// Whether the data itself was refused (SQLSTATE classes 22 and 23), so that trying again cannot help.
+    pub fn is_about_data(&self) -> bool {
+        match self {
+            LedgerError::Database { source, .. } => {
+                sqlstate(source).is_some_and(|code| code.starts_with("22") || code.starts_with("23"))
+            }
+            LedgerError::Url(_) | LedgerError::NoAnswer { .. } | LedgerError::Schema(_) => false,
+        }
+    }
+}
+
+/// A handle on the ledger; clones share its connections.
+#[derive(Debug, Clone)]
+pub struct Ledger {
+    pool: Arc<Pool>,
+    destination: Arc<str>,
+    queue: Arc<str>,
+    worker: Arc<str>,
+}
+
+impl Ledger {
+    /// A handle for this worker. Connects when first used.
+    ///
+    /// # Errors
+    /// When the URL cannot be used.
+    pub fn new(settings: &config::Settings, worker: &str) -> Result<Self, LedgerError> {
+        Ok(Self {
+            pool: Arc::new(Pool::new(&settings.postgres, worker)?),
+            destination: settings.destination.name().into(),
+            queue: settings.amqp.queue.as_str().into(),
+            worker: worker.into(),
+        })
+    }
+
+    /// The name under which this handle leases leads.
+    pub fn worker(&self) -> &str {
+        &self.worker
+    }
+
+    /// Brings the tables up to date, one process at a time. Says how many migrations were applied.
+    ///
+    /// # Errors
+    /// When another process holds the lock for more than a minute, or a migration fails.
+    pub async fn migrate(&self) -> Result<usize, LedgerError> {
+        let options = self.pool.options_with(MIGRATION_LOCK_TIMEOUT_MS, 0);
+        // Its own task, as everything that writes.
+        let task = tokio::spawn(async move {
+            let pool = PgPoolOptions::new()
+                .max_connections(1)
+                .connect_with(options)
+                .await
+                .map_err(|source| LedgerError::Database { doing: "connect to migrate", source })?;
+            let before = applied(&pool).await.len();
+            MIGRATIONS.run(&pool).await.map_err(|error| LedgerError::Schema(crate::http::chain(&error)))?;
+            let after = applied(&pool).await.len();
+            pool.close().await;
+            Ok(after - before)
+        });
+        join(task.await)
+    }
+
+    /// Says what keeps this version from working with the tables as they are.
+    ///
+    /// # Errors
+    /// [`LedgerError::Schema`] with what to do, or that Postgres cannot be asked.
+    pub async fn check_schema(&self) -> Result<(), LedgerError> {
+        let applied = self
+            .pool
+            .run("read the migrations", |pool| async move {
+                // Without this, a Postgres that is away would look like one without tables.
+                sqlx::query("select 1").execute(&pool).await?;
+                Ok(applied(&pool).await)
+            })
+            .await?;
+        let missing = MIGRATIONS.iter().filter(|migration| !applied.contains(&migration.version)).count();
+        if missing > 0 {
+            return Err(LedgerError::Schema(format!("{missing} migrations are missing; run leadpost migrate")));
+        }
+        let newest = MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or(0);
+        if applied.iter().any(|version| *version > newest) {
+            return Err(LedgerError::Schema(
+                "a newer leadpost has migrated them; upgrade this one as well".to_owned(),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Whether Postgres answers. Reads only.
+    ///
+    /// # Errors
+    /// That it does not.
+    pub async fn ping(&self) -> Result<(), LedgerError> {
+        self.pool.run("ping", |pool| async move { sqlx::query("select 1").execute(&pool).await.map(drop) }).await
+    }
+
+    /// Closes the connections that are idle. Those at work end with their work.
+    pub async fn close(&self) {
+        self.pool.close().await;
+    }
+}
+
+/// The versions of the migrations that were applied; none if there is no table of them yet.
+async fn applied(pool: &PgPool) -> Vec<i64> {
+    sqlx::query_scalar("select version from _sqlx_migrations where success order by version")
+        .fetch_all(pool)
+        .await
+        .unwrap_or_default()
+}
+
+fn sqlstate(error: &sqlx::Error) -> Option<String> {
+    error.as_database_error().and_then(|error| error.code()).map(|code| code.into_owned())
+}
+
+/// The result of a task; its panic is ours.
+fn join<T>(result: Result<T, tokio::task::JoinError>) -> T {
+    match result {
+        Ok(value) => value,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}
+
+/// Commits, and makes an error of what sqlx would let pass: a commit of an aborted transaction is answered with success.
+/// Every statement before it went through `?`, so there is nothing aborted to commit.
+async fn commit(transaction: sqlx::Transaction<'static, sqlx::Postgres>) -> Result<(), sqlx::Error> {
+    transaction.commit().await
+}
+
+async fn begin(pool: &PgPool) -> Result<sqlx::Transaction<'static, sqlx::Postgres>, sqlx::Error> {
+    pool.begin().await
+}
+
+/// Milliseconds for a `bigint` column.
+fn millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,195 @@
+//! Connections, and what is done when they stop answering.
+
+use std::future::Future;
+use std::str::FromStr;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgPoolOptions};
+use sqlx::{Connection as _, PgPool};
+
+use super::{LedgerError, join, sqlstate};
+use crate::config;
+
+/// Deadlocks and serialization failures: the transaction was undone and may be tried again.
+const CONFLICTS: [&str; 2] = ["40P01", "40001"];
+const MAX_TRIES: u32 = 10;
+
+/// After so many timeouts in a row of waiting for a connection, it is asked whether the pool or Postgres is at fault.
+const TIMEOUTS_UNTIL_CHECK: u32 = 2;
+
+/// A pool that can be replaced. sqlx loses a place in its pool for good when the other end of a connection falls silent
+/// (transact-rs/sqlx#4349); without a replacement only `PoolTimedOut` would come back some day.
+#[derive(Debug)]
+pub(super) struct Pool {
+    options: PgConnectOptions,
+    connections: u32,
+    connect_timeout: Duration,
+    /// How long a caller waits for a task. Longer than anything that the server allows to take.
+    patience: Duration,
+    current: Mutex<Current>,
+}
+
+#[derive(Debug)]
+struct Current {
+    pool: PgPool,
+    generation: u64,
+    timeouts: u32,
+}
+
+impl Pool {
+    pub(super) fn new(settings: &config::Postgres, worker: &str) -> Result<Self, LedgerError> {
+        let options = PgConnectOptions::from_str(settings.url.expose())
+            // The error may repeat parts of the URL, and with it a password.
+            .map_err(|_| LedgerError::Url("it is not of the form postgres://user:password@host:port/database".to_owned()))?
+            .application_name(&format!("leadpost {worker}"));
+        let options = limits(options, settings.lock_timeout_ms, settings.statement_timeout_ms);
+        let connect_timeout = Duration::from_millis(settings.connect_timeout_ms);
+        let pool = build(&options, settings.connections, connect_timeout);
+        Ok(Self {
+            options,
+            connections: settings.connections,
+            connect_timeout,
+            patience: connect_timeout + Duration::from_millis(settings.statement_timeout_ms * 2),
+            current: Mutex::new(Current { pool, generation: 0, timeouts: 0 }),
+        })
+    }
+
+    /// The way to connect, with other limits.
+    pub(super) fn options_with(&self, lock_timeout_ms: u64, statement_timeout_ms: u64) -> PgConnectOptions {
+        limits(self.options.clone(), lock_timeout_ms, statement_timeout_ms)
+    }
+
+    /// Does `work` in a task that is never cancelled, and again when it lost a conflict with another transaction.
+    ///
+    /// # Errors
+    /// What the last try failed with, or that there was no answer.
+    pub(super) async fn run<T, W, F>(&self, doing: &'static str, work: W) -> Result<T, LedgerError>
+    where
+        T: Send + 'static,
+        W: Fn(PgPool) -> F + Send + Sync + 'static,
+        F: Future<Output = Result<T, sqlx::Error>> + Send,
+    {
+        self.run_within(self.patience, doing, work).await
+    }
+
+    /// As [`Pool::run`], for commands whose statements may take as long as they need.
+    ///
+    /// # Errors
+    /// As [`Pool::run`].
+    pub(super) async fn run_long<T, W, F>(&self, doing: &'static str, work: W) -> Result<T, LedgerError>
+    where
+        T: Send + 'static,
+        W: Fn(PgPool) -> F + Send + Sync + 'static,
+        F: Future<Output = Result<T, sqlx::Error>> + Send,
+    {
+        self.run_within(Duration::from_secs(24 * 3600), doing, work).await
+    }
+
+    async fn run_within<T, W, F>(&self, patience: Duration, doing: &'static str, work: W) -> Result<T, LedgerError>
+    where
+        T: Send + 'static,
+        W: Fn(PgPool) -> F + Send + Sync + 'static,
+        F: Future<Output = Result<T, sqlx::Error>> + Send,
+    {
+        let (pool, generation) = {
+            let current = self.lock();
+            (current.pool.clone(), current.generation)
+        };
+        let task = tokio::spawn(async move {
+            let mut tries = 1;
+            loop {
+                match work(pool.clone()).await {
+                    Err(error) if tries < MAX_TRIES && is_conflict(&error) => {
+                        tries += 1;
+                        tokio::time::sleep(Duration::from_millis(fastrand::u64(1..=10 * u64::from(tries)))).await;
+                    }
+                    result => return result,
+                }
+            }
+        });
+        match tokio::time::timeout(patience, task).await {
+            Ok(done) => {
+                let result = join(done);
+                let timed_out = matches!(&result, Err(sqlx::Error::PoolTimedOut));
+                self.note(generation, timed_out).await;
+                result.map_err(|source| LedgerError::Database { doing, source })
+            }
+            Err(_) => {
+                // The task goes on by itself: cancelling it could leave a transaction open behind our back.
+                self.replace(generation, "a statement had no answer");
+                Err(LedgerError::NoAnswer { doing, waited: patience })
+            }
+        }
+    }
+
+    pub(super) async fn close(&self) {
+        let pool = self.lock().pool.clone();
+        if tokio::time::timeout(Duration::from_secs(3), pool.close()).await.is_err() {
+            tracing::warn!("some connections to Postgres did not close in time");
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Current> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts timeouts of the pool; when there are too many in a row and Postgres answers a direct connect, the pool is at fault.
+    async fn note(&self, generation: u64, timed_out: bool) {
+        {
+            let mut current = self.lock();
+            if current.generation != generation {
+                return;
+            }
+            current.timeouts = if timed_out { current.timeouts + 1 } else { 0 };
+            if current.timeouts < TIMEOUTS_UNTIL_CHECK {
+                return;
+            }
+        }
+        let options = self.options.clone();
+        let connect = tokio::spawn(async move {
+            let connection = PgConnection::connect_with(&options).await?;
+            connection.close().await
+        });
+        match tokio::time::timeout(self.connect_timeout, connect).await {
+            Ok(Ok(Ok(()))) => self.replace(generation, "the pool has no connection left, though Postgres answers"),
+            Ok(Ok(Err(error))) => tracing::warn!(error = %crate::http::chain(&error), "Postgres cannot be reached"),
+            Ok(Err(_)) | Err(_) => tracing::warn!("Postgres does not answer"),
+        }
+    }
+
+    fn replace(&self, generation: u64, why: &str) {
+        let mut current = self.lock();
+        if current.generation == generation {
+            tracing::warn!(why, "replacing the pool of connections to Postgres");
+            current.pool = build(&self.options, self.connections, self.connect_timeout);
+            current.generation += 1;
+            current.timeouts = 0;
+        }
+    }
+}
+
+fn limits(options: PgConnectOptions, lock_timeout_ms: u64, statement_timeout_ms: u64) -> PgConnectOptions {
+    options.options([
+        ("statement_timeout", statement_timeout_ms.to_string()),
+        ("lock_timeout", lock_timeout_ms.to_string()),
+        ("idle_in_transaction_session_timeout", "30000".to_owned()),
+        // A ledger whose commits may vanish would be none.
+        ("synchronous_commit", "on".to_owned()),
+    ])
+}
+
+fn build(options: &PgConnectOptions, connections: u32, connect_timeout: Duration) -> PgPool {
+    PgPoolOptions::new()
+        .max_connections(connections)
+        .acquire_timeout(connect_timeout)
+        // Writers find out by themselves, and all of them can repeat what they do.
+        .test_before_acquire(false)
+        .max_lifetime(Duration::from_secs(30 * 60))
+        .idle_timeout(Duration::from_secs(5 * 60))
+        .connect_lazy_with(options.clone())
+}
+
+fn is_conflict(error: &sqlx::Error) -> bool {
+    sqlstate(error).is_some_and(|code| CONFLICTS.contains(&code.as_str()))
+}

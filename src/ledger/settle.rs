@@ -1,0 +1,239 @@
+//! From outcomes to rows: attempts, states and next times of many leads in one transaction, each fenced by its lease.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::{PgConnection, Row as _};
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use super::model::{LeadState, Next, Settlement};
+use super::{Ledger, LedgerError, begin, commit, millis};
+use crate::lead::{LeadId, Violation};
+
+/// How much of an answer is kept with its attempt.
+const MAX_KEPT_ANSWER: usize = 4 * 1024;
+
+/// What a batch of settlements came to.
+#[derive(Debug, Clone, Default)]
+pub struct Settled {
+    /// Leads whose lease was not ours any longer: nothing was changed. Somebody else has recorded the attempt as uncertain.
+    pub late: Vec<LeadId>,
+}
+
+impl Ledger {
+    /// Settles a batch of leads.
+    ///
+    /// May be repeated when it is not known whether it was committed: what this lease has settled before is not late.
+    ///
+    /// # Errors
+    /// That nothing was settled, or that nobody knows.
+    pub async fn settle(&self, settlements: Arc<[Settlement]>, repeated: bool) -> Result<Settled, LedgerError> {
+        let ledger = self.clone();
+        self.pool
+            .run("settle leads", move |pool| {
+                let (ledger, settlements) = (ledger.clone(), Arc::clone(&settlements));
+                async move {
+                    let mut transaction = begin(&pool).await?;
+                    let settled = write(&mut transaction, Write::of(&settlements, &ledger.worker)).await?;
+                    let mut late: Vec<&Settlement> =
+                        settlements.iter().filter(|settlement| !settled.contains(&settlement.id)).collect();
+                    if repeated && !late.is_empty() {
+                        let before = settled_before(&mut transaction, &late).await?;
+                        late.retain(|settlement| !before.contains(&(settlement.id, settlement.lease)));
+                    }
+                    let late = late.into_iter().map(|settlement| settlement.id).collect();
+                    commit(transaction).await?;
+                    Ok(Settled { late })
+                }
+            })
+            .await
+    }
+}
+
+/// Which of these have attempts under their lease already.
+async fn settled_before(
+    connection: &mut PgConnection,
+    late: &[&Settlement],
+) -> Result<Vec<(LeadId, Uuid)>, sqlx::Error> {
+    let ids: Vec<Uuid> = late.iter().map(|settlement| settlement.id.0).collect();
+    let rows = sqlx::query(
+        "select distinct lead_id, lease from attempts where lead_id = any($1) and code is distinct from 'lease_expired'",
+    )
+    .bind(ids)
+    .fetch_all(connection)
+    .await?;
+    rows.into_iter().map(|row| Ok((LeadId(row.try_get(0)?), row.try_get(1)?))).collect()
+}
+
+/// A batch of settlements as columns.
+#[derive(Debug, Default)]
+pub(super) struct Write<'a> {
+    worker: &'a str,
+    ids: Vec<Uuid>,
+    leases: Vec<Uuid>,
+    states: Vec<&'static str>,
+    after_ms: Vec<i64>,
+    made: Vec<i32>,
+    charged: Vec<i32>,
+    codes: Vec<Option<&'a str>>,
+    reasons: Vec<Option<String>>,
+    violations: Vec<Option<String>>,
+    remote_ids: Vec<Option<&'a str>>,
+    remote_states: Vec<Option<&'a str>>,
+    remote_sub_states: Vec<Option<&'a str>>,
+    next_schedule_times: Vec<Option<&'a str>>,
+    warnings: Vec<Option<&'a str>>,
+
+    attempt_ids: Vec<Uuid>,
+    attempt_leases: Vec<Uuid>,
+    attempt_numbers: Vec<i32>,
+    attempt_ago_ms: Vec<i64>,
+    attempt_duration_ms: Vec<i32>,
+    attempt_outcomes: Vec<&'static str>,
+    attempt_charged: Vec<bool>,
+    attempt_statuses: Vec<Option<i16>>,
+    attempt_codes: Vec<Option<&'a str>>,
+    attempt_reasons: Vec<Option<&'a str>>,
+    attempt_answers: Vec<Option<&'a [u8]>>,
+    attempt_retry_after_ms: Vec<Option<i64>>,
+}
+
+impl<'a> Write<'a> {
+    pub(super) fn of(settlements: &'a [Settlement], worker: &'a str) -> Self {
+        let mut write = Self { worker, ..Self::default() };
+        let now = Instant::now();
+        let mut sorted: Vec<&Settlement> = settlements.iter().collect();
+        // In one order everywhere, so that two batches do not wait for each other in a circle.
+        sorted.sort_unstable_by_key(|settlement| settlement.id);
+        for settlement in sorted {
+            write.lead(settlement);
+            for (at, attempt) in settlement.attempts.iter().enumerate() {
+                write.attempt_ids.push(settlement.id.0);
+                write.attempt_leases.push(settlement.lease);
+                let number = settlement.attempts_before as usize + at + 1;
+                write.attempt_numbers.push(i32::try_from(number).unwrap_or(i32::MAX));
+                write.attempt_ago_ms.push(millis(now.saturating_duration_since(attempt.started_at)));
+                write.attempt_duration_ms.push(i32::try_from(millis(attempt.duration)).unwrap_or(i32::MAX));
+                write.attempt_outcomes.push(attempt.outcome);
+                write.attempt_charged.push(attempt.charged);
+                write.attempt_statuses.push(attempt.http_status.and_then(|status| i16::try_from(status).ok()));
+                write.attempt_codes.push(attempt.code.as_deref());
+                write.attempt_reasons.push(attempt.reason.as_deref());
+                let answer = attempt.answer.as_deref();
+                write.attempt_answers.push(answer.map(|answer| answer.get(..MAX_KEPT_ANSWER).unwrap_or(answer)));
+                write.attempt_retry_after_ms.push(attempt.retry_after.map(millis));
+            }
+        }
+        write
+    }
+
+    fn lead(&mut self, settlement: &'a Settlement) {
+        self.ids.push(settlement.id.0);
+        self.leases.push(settlement.lease);
+        self.made.push(i32::try_from(settlement.attempts.len()).unwrap_or(i32::MAX));
+        let charged = settlement.attempts.iter().filter(|attempt| attempt.charged).count();
+        self.charged.push(i32::try_from(charged).unwrap_or(i32::MAX));
+        self.states.push(settlement.next.state().as_str());
+        let (after, code, reason, end) = match &settlement.next {
+            Next::Again { after, code, reason } => (*after, code.as_deref(), reason.clone(), None),
+            Next::End(end) => (Duration::ZERO, end.code.as_deref(), end.reason.clone(), Some(end)),
+        };
+        self.after_ms.push(millis(after));
+        self.codes.push(code);
+        let invalid = end.filter(|_| settlement.next.state() == LeadState::Invalid);
+        self.reasons.push(match invalid {
+            Some(end) => Some(violations_sentence(&end.violations)),
+            None => reason,
+        });
+        self.violations
+            .push(invalid.map(|end| serde_json::to_string(&end.violations).unwrap_or_else(|_| "[]".to_owned())));
+        let receipt = end.and_then(|end| end.receipt.as_ref());
+        self.remote_ids.push(receipt.and_then(|receipt| receipt.remote_id.as_deref()));
+        self.remote_states.push(receipt.and_then(|receipt| receipt.remote_state.as_deref()));
+        self.remote_sub_states.push(receipt.and_then(|receipt| receipt.remote_sub_state.as_deref()));
+        self.next_schedule_times.push(receipt.and_then(|receipt| receipt.next_schedule_time.as_deref()));
+        self.warnings.push(receipt.and_then(|receipt| receipt.warning.as_deref()));
+    }
+}
+
+/// All violations as one sentence.
+pub(super) fn violations_sentence(violations: &[Violation]) -> String {
+    let sentences: Vec<String> = violations
+        .iter()
+        .map(|violation| {
+            if violation.field.is_empty() {
+                violation.message.clone()
+            } else if violation.message.starts_with(&violation.field) {
+                violation.message.clone()
+            } else {
+                format!("{} {}", violation.field, violation.message)
+            }
+        })
+        .collect();
+    sentences.join("; ")
+}
+
+/// Writes a batch, and says which leads were still ours.
+pub(super) async fn write(connection: &mut PgConnection, write: Write<'_>) -> Result<Vec<LeadId>, sqlx::Error> {
+    let rows = sqlx::query(
+        "with s as ( \
+             select * from unnest($2::uuid[], $3::uuid[], $4::text[], $5::bigint[], $6::int[], $7::int[], $8::text[], $9::text[], \
+                 $10::text[], $11::text[], $12::text[], $13::text[], $14::text[], $15::text[]) \
+                 as s (id, lease, state, after_ms, made, charged, code, reason, violations, remote_id, remote_state, \
+                     remote_sub_state, next_schedule_time, warning) \
+         ), settled as ( \
+             update leads l set state = s.state, changed_at = now(), \
+                 finished_at = case when s.state <> 'pending' then now() end, \
+                 next_attempt_at = case when s.state = 'pending' then now() + s.after_ms * interval '1 millisecond' end, \
+                 leased_by = null, lease = null, attempts = l.attempts + s.made, charged = l.charged + s.charged, \
+                 code = s.code, reason = s.reason, violations = s.violations::jsonb, \
+                 remote_id = coalesce(s.remote_id, l.remote_id), remote_state = coalesce(s.remote_state, l.remote_state), \
+                 remote_sub_state = coalesce(s.remote_sub_state, l.remote_sub_state), \
+                 next_schedule_time = coalesce(s.next_schedule_time, l.next_schedule_time), warning = s.warning \
+             from s where l.id = s.id and l.lease = s.lease and l.state = 'pending' \
+             returning l.id \
+         ), written as ( \
+             insert into attempts (lead_id, number, lease, worker, started_at, duration_ms, outcome, charged, http_status, code, \
+                 reason, answer, retry_after_ms) \
+             select a.lead_id, a.number, a.lease, $1, now() - a.ago_ms * interval '1 millisecond', a.duration_ms, a.outcome, \
+                 a.charged, a.http_status, a.code, a.reason, a.answer, a.retry_after_ms \
+             from unnest($16::uuid[], $17::uuid[], $18::int[], $19::bigint[], $20::int[], $21::text[], $22::bool[], \
+                 $23::smallint[], $24::text[], $25::text[], $26::bytea[], $27::bigint[]) \
+                 as a (lead_id, lease, number, ago_ms, duration_ms, outcome, charged, http_status, code, reason, answer, \
+                     retry_after_ms) \
+             join settled on settled.id = a.lead_id \
+         ) \
+         select id from settled",
+    )
+    .bind(write.worker)
+    .bind(write.ids)
+    .bind(write.leases)
+    .bind(write.states)
+    .bind(write.after_ms)
+    .bind(write.made)
+    .bind(write.charged)
+    .bind(write.codes)
+    .bind(write.reasons)
+    .bind(write.violations)
+    .bind(write.remote_ids)
+    .bind(write.remote_states)
+    .bind(write.remote_sub_states)
+    .bind(write.next_schedule_times)
+    .bind(write.warnings)
+    .bind(write.attempt_ids)
+    .bind(write.attempt_leases)
+    .bind(write.attempt_numbers)
+    .bind(write.attempt_ago_ms)
+    .bind(write.attempt_duration_ms)
+    .bind(write.attempt_outcomes)
+    .bind(write.attempt_charged)
+    .bind(write.attempt_statuses)
+    .bind(write.attempt_codes)
+    .bind(write.attempt_reasons)
+    .bind(write.attempt_answers)
+    .bind(write.attempt_retry_after_ms)
+    .fetch_all(connection)
+    .await?;
+    rows.into_iter().map(|row| row.try_get(0).map(LeadId)).collect()
+}

@@ -1,0 +1,130 @@
+//! Who is at work: each worker renews its row every few seconds.
+
+use std::time::Duration;
+
+use serde::Serialize;
+use sqlx::Row as _;
+use time::OffsetDateTime;
+
+use super::{Ledger, LedgerError, begin, commit};
+
+/// A worker that was not seen for so long is dead.
+const DEAD_AFTER_S: f64 = 30.0;
+
+/// A worker.
+#[derive(Debug, Clone, Serialize)]
+pub struct WorkerRecord {
+    /// Its name: host, process and start.
+    pub id: String,
+    /// The queue that it consumes.
+    pub queue: String,
+    /// Its version of leadpost.
+    pub version: String,
+    /// When it started.
+    #[serde(with = "time::serde::rfc3339")]
+    pub started_at: OffsetDateTime,
+    /// How long ago it was seen.
+    pub seen_s: f64,
+    /// What it said of itself.
+    pub status: serde_json::Value,
+}
+
+impl Ledger {
+    /// Says that this worker lives, and learns how many of its destination do. Proves that the ledger can be written.
+    ///
+    /// # Errors
+    /// That the ledger cannot be written.
+    pub async fn heartbeat(&self, status: serde_json::Value) -> Result<u32, LedgerError> {
+        let ledger = self.clone();
+        self.pool
+            .run("write the worker's heartbeat", move |pool| {
+                let (ledger, status) = (ledger.clone(), status.clone());
+                async move {
+                    let mut transaction = begin(&pool).await?;
+                    sqlx::query(
+                        "insert into workers as w (id, destination, queue, version, status) values ($1, $2, $3, $4, $5) \
+                         on conflict (id) do update set seen_at = now(), status = excluded.status",
+                    )
+                    .bind(&*ledger.worker)
+                    .bind(&*ledger.destination)
+                    .bind(&*ledger.queue)
+                    .bind(env!("CARGO_PKG_VERSION"))
+                    .bind(status)
+                    .execute(&mut *transaction)
+                    .await?;
+                    let alive: i64 = sqlx::query_scalar(
+                        "select count(*) from workers where destination = $1 and seen_at > now() - $2 * interval '1 second'",
+                    )
+                    .bind(&*ledger.destination)
+                    .bind(DEAD_AFTER_S)
+                    .fetch_one(&mut *transaction)
+                    .await?;
+                    commit(transaction).await?;
+                    Ok(u32::try_from(alive).unwrap_or(u32::MAX))
+                }
+            })
+            .await
+    }
+
+    /// Says that this worker is gone, and forgets those that have been for a day.
+    ///
+    /// # Errors
+    /// That the ledger cannot be written.
+    pub async fn farewell(&self) -> Result<(), LedgerError> {
+        let ledger = self.clone();
+        self.pool
+            .run("remove the worker's row", move |pool| {
+                let ledger = ledger.clone();
+                async move {
+                    let mut transaction = begin(&pool).await?;
+                    sqlx::query("delete from workers where id = $1 or seen_at < now() - interval '1 day'")
+                        .bind(&*ledger.worker)
+                        .execute(&mut *transaction)
+                        .await?;
+                    commit(transaction).await
+                }
+            })
+            .await
+    }
+
+    /// The workers of this destination that live, and those that died lately.
+    ///
+    /// # Errors
+    /// That the ledger cannot be read.
+    pub async fn workers(&self) -> Result<Vec<WorkerRecord>, LedgerError> {
+        let ledger = self.clone();
+        self.pool
+            .run("read the workers", move |pool| {
+                let ledger = ledger.clone();
+                async move {
+                    let rows = sqlx::query(
+                        "select id, queue, version, started_at, extract(epoch from now() - seen_at)::float8 as seen_s, status \
+                         from workers where destination = $1 order by started_at, id",
+                    )
+                    .bind(&*ledger.destination)
+                    .fetch_all(&pool)
+                    .await?;
+                    rows.into_iter()
+                        .map(|row| {
+                            Ok(WorkerRecord {
+                                id: row.try_get("id")?,
+                                queue: row.try_get("queue")?,
+                                version: row.try_get("version")?,
+                                started_at: row.try_get("started_at")?,
+                                seen_s: row.try_get("seen_s")?,
+                                status: row.try_get("status")?,
+                            })
+                        })
+                        .collect()
+                }
+            })
+            .await
+    }
+}
+
+impl WorkerRecord {
+    /// Whether it was seen lately.
+    pub fn is_alive(&self) -> bool {
+        Duration::try_from_secs_f64(self.seen_s.max(0.0)).is_ok_and(|seen| seen.as_secs_f64() < DEAD_AFTER_S)
+    }
+}

@@ -1,0 +1,239 @@
+//! What a sandbox is started with, and what can be changed while it runs.
+//!
+//! Two halves, because they change at different times: [`SandboxSettings`] is fixed at the start, [`Tuning`] is read
+//! anew by every request and can be replaced at any moment, from Rust and over HTTP.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::faults::check_status;
+use super::plan::FaultPlan;
+
+/// Everything a sandbox needs at its start. The default suits tests: a free port, all bodies kept, nothing bounded.
+#[derive(Clone, Debug)]
+pub struct SandboxSettings {
+    /// Where to listen. Port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// Decides which requests meet the faults with a rate, and how long a latency from a range is.
+    pub seed: u64,
+    /// Whether the journal keeps the bytes of each body. Without them it keeps a hash.
+    pub keep_bodies: bool,
+    /// How many requests the journal holds; beyond that the oldest go. The counts stay right.
+    pub journal_limit: Option<usize>,
+    /// How the APIs behave.
+    pub tuning: Tuning,
+    /// The faults to begin with.
+    pub faults: FaultPlan,
+}
+
+impl Default for SandboxSettings {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+            seed: 0,
+            keep_bodies: true,
+            journal_limit: None,
+            tuning: Tuning::default(),
+            faults: FaultPlan::default(),
+        }
+    }
+}
+
+/// How the APIs behave. As JSON it is the document of `GET` and `PATCH /_sandbox/settings`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Tuning {
+    /// Which lead API is played.
+    pub profile: Profile,
+    /// The client id that the token endpoint knows.
+    pub client_id: String,
+    /// The secret of that client. Made up, hence no secret.
+    pub client_secret: String,
+    /// The scopes granted to that client, separated by spaces.
+    pub scope: String,
+    /// How long a token lives: enforced to the millisecond, announced in whole seconds (`expires_in`, rounded down).
+    #[serde(rename = "token_lifetime_ms", with = "millis")]
+    pub token_lifetime: Duration,
+    /// Characters of a token. Cognito's are JWTs of 800 to 1,000.
+    pub token_length: usize,
+    /// How long the token endpoint takes.
+    #[serde(rename = "token_delay_ms", with = "millis")]
+    pub token_delay: Duration,
+    /// When set, the token endpoint answers every request with this status.
+    pub token_unavailable: Option<u16>,
+    /// When set, the lead API answers every request with this status.
+    pub leads_unavailable: Option<u16>,
+    /// How long the lead API takes before it processes a request.
+    #[serde(rename = "latency_ms", with = "millis")]
+    pub latency: Duration,
+    /// When longer than `latency`, each request takes a time between the two.
+    #[serde(rename = "latency_max_ms", with = "millis")]
+    pub latency_max: Duration,
+    /// The shape of the lead API's own errors.
+    pub errors: ErrorShape,
+    /// What a second lead with the same email is answered.
+    pub duplicates: Duplicates,
+    /// The state of a new lead.
+    pub state: String,
+    /// The substate of a new lead.
+    pub sub_state: Option<String>,
+    /// Whether a repeated `Idempotency-Key` is answered as it was the first time. 7targets documents no such thing.
+    pub dedupe_by_key: bool,
+    /// Most requests in work at the lead API at once; one more is answered 429.
+    pub capacity: Option<u32>,
+    /// Most requests of the lead API per second; one more is answered 429. A burst of one second's worth passes.
+    pub rate_limit_per_s: Option<u32>,
+    /// The `Retry-After` of a 429 for want of capacity, in seconds.
+    pub retry_after_s: u32,
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        Self {
+            profile: Profile::SevenTargets,
+            client_id: "sandbox-client".to_owned(),
+            client_secret: "sandbox-secret".to_owned(),
+            scope: "leads/post".to_owned(),
+            token_lifetime: Duration::from_secs(3600),
+            token_length: 900,
+            token_delay: Duration::ZERO,
+            token_unavailable: None,
+            leads_unavailable: None,
+            latency: Duration::ZERO,
+            latency_max: Duration::ZERO,
+            errors: ErrorShape::Message,
+            duplicates: Duplicates::Conflict,
+            state: "Cold".to_owned(),
+            sub_state: Some("Followup_1".to_owned()),
+            dedupe_by_key: false,
+            capacity: None,
+            rate_limit_per_s: None,
+            retry_after_s: 1,
+        }
+    }
+}
+
+impl Tuning {
+    /// These settings with the members of `patch` put over them.
+    ///
+    /// # Errors
+    /// Says which member is unknown, of the wrong type or out of range.
+    pub fn patched(&self, patch: &serde_json::Map<String, serde_json::Value>) -> Result<Self, String> {
+        let mut whole = serde_json::to_value(self).map_err(|error| error.to_string())?;
+        if let Some(members) = whole.as_object_mut() {
+            members.extend(patch.iter().map(|(name, value)| (name.clone(), value.clone())));
+        }
+        let tuning: Self = serde_json::from_value(whole).map_err(|error| error.to_string())?;
+        tuning.check()?;
+        Ok(tuning)
+    }
+
+    /// The rules that a type cannot hold.
+    ///
+    /// # Errors
+    /// Says which setting is out of range.
+    pub fn check(&self) -> Result<(), String> {
+        for status in [self.token_unavailable, self.leads_unavailable].into_iter().flatten() {
+            check_status(status)?;
+        }
+        if !(16..=8192).contains(&self.token_length) {
+            return Err(format!("token_length is {}, it must be 16 to 8192", self.token_length));
+        }
+        if self.rate_limit_per_s == Some(0) {
+            return Err("rate_limit_per_s is 0, use leads_unavailable to refuse everything".to_owned());
+        }
+        Ok(())
+    }
+}
+
+/// Which lead API a sandbox plays. One at a time: some of them share paths.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+pub enum Profile {
+    /// 7targets as of March 2022: `assistantId`
+    #[default]
+    #[serde(rename = "7targets")]
+    #[value(name = "7targets")]
+    SevenTargets,
+    /// 7targets since 2024: `assistantEmail` and the header `7ts-user-identifier`
+    #[serde(rename = "7targets-2024")]
+    #[value(name = "7targets-2024")]
+    SevenTargets2024,
+}
+
+/// How the lead API words an error. 7targets documents none; its own clients have read all three at one time or another.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ErrorShape {
+    /// A bare JSON string.
+    Text,
+    /// `{"message": ".."}`, as Amazon API Gateway does.
+    #[default]
+    Message,
+    /// `{"body": ".."}`.
+    Body,
+}
+
+/// What a lead with a known email is answered. The status of 7targets is not published.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Duplicates {
+    /// 409 and a message.
+    #[default]
+    Conflict,
+    /// 400 and the same message.
+    BadRequest,
+    /// 201 and the id of the lead that exists.
+    Existing,
+}
+
+/// Durations as whole milliseconds.
+mod millis {
+    use std::time::Duration;
+
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(time: &Duration, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_u64(u64::try_from(time.as_millis()).unwrap_or(u64::MAX))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
+        u64::deserialize(from).map(Duration::from_millis)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn patch(text: &str) -> Result<Tuning, String> {
+        Tuning::default().patched(&serde_json::from_str(text).unwrap())
+    }
+
+    #[test]
+    fn patch_changes_the_named_members_only() {
+        let tuning = patch(r#"{"latency_ms":100,"leads_unavailable":503,"profile":"7targets-2024"}"#).unwrap();
+        let expected = Tuning {
+            latency: Duration::from_millis(100),
+            leads_unavailable: Some(503),
+            profile: Profile::SevenTargets2024,
+            ..Tuning::default()
+        };
+        assert_eq!(tuning, expected);
+    }
+
+    #[test]
+    fn patch_with_null_switches_an_optional_setting_off() {
+        let down = Tuning { leads_unavailable: Some(503), ..Tuning::default() };
+        let up = down.patched(&serde_json::from_str(r#"{"leads_unavailable":null}"#).unwrap()).unwrap();
+        assert_eq!(up, Tuning::default());
+    }
+
+    #[test]
+    fn patch_names_what_is_wrong() {
+        assert!(patch(r#"{"latency":100}"#).unwrap_err().contains("latency"));
+        assert!(patch(r#"{"leads_unavailable":42}"#).unwrap_err().contains("42"));
+        assert!(patch(r#"{"token_length":1}"#).unwrap_err().contains("token_length"));
+    }
+}

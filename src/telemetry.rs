@@ -1,0 +1,35 @@
+//! Log lines, on stderr.
+//!
+//! # Rules
+//! - Nothing personal and nothing secret: ids, codes, numbers and our own sentences. What an API or a message said goes to the
+//!   ledger.
+//! - One line for each lead that is settled; its id is `lead.id` everywhere.
+//! - `warn`: we recover by ourselves. `error`: somebody must act.
+
+use tracing_subscriber::EnvFilter;
+
+use crate::config::{Log, LogFormat};
+
+/// Libraries that talk about what they carry.
+const QUIET: [&str; 5] = ["hyper=warn", "reqwest=warn", "sqlx=warn", "lapin=error", "rustls=warn"];
+
+/// Starts logging for this process.
+///
+/// # Errors
+/// What is wrong with the filter.
+pub fn init(log: &Log) -> Result<(), String> {
+    let mut filter = EnvFilter::try_new(&log.filter).map_err(|error| format!("log.filter is not a filter: {error}"))?;
+    for directive in QUIET {
+        let target = directive.split('=').next().unwrap_or_default();
+        // Whoever names a library gets what it says.
+        if !log.filter.contains(target) {
+            filter = filter.add_directive(directive.parse().map_err(|error| format!("{directive}: {error}"))?);
+        }
+    }
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let started = match log.format {
+        LogFormat::Text => builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).try_init(),
+        LogFormat::Json => builder.json().flatten_event(true).with_current_span(false).with_span_list(false).try_init(),
+    };
+    started.map_err(|error| error.to_string())
+}

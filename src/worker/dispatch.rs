@@ -1,0 +1,299 @@
+//! One lead's way: slot, gate, token, post, classify. A task for each.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::FutureExt as _;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::verdict::{Facts, MAX_SUSPICIONS, Policy, again};
+use crate::auth::{AuthError, Token, Tokens};
+use crate::config::ResponseRules;
+use crate::destination::{LeadApi, Outcome, classify};
+use crate::flow::{Change, Flow, Signal};
+use crate::http::{Exchange, Reason};
+use crate::lead::{Lead, LeadId, LeadRules};
+use crate::ledger::{Attempt, End, LeadState, Leased, Next, Settlement};
+use crate::metrics::Metrics;
+
+/// What must be left of a lease when a post begins, beyond the longest that a post can take: the time to settle it.
+const LEASE_RESERVE: Duration = Duration::from_secs(5);
+
+/// What all posts share.
+#[derive(Debug)]
+pub(super) struct Dispatch {
+    pub(super) api: LeadApi,
+    pub(super) tokens: Tokens,
+    pub(super) flow: Arc<Flow>,
+    pub(super) rules: Arc<LeadRules>,
+    pub(super) answers: ResponseRules,
+    pub(super) policy: Policy,
+    pub(super) lease: Duration,
+    pub(super) longest_post: Duration,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) drain: CancellationToken,
+}
+
+/// A lead in hand.
+pub(super) struct InHand {
+    pub(super) leased: Leased,
+    /// The body as it came.
+    pub(super) body: Bytes,
+    /// What it was found to be; `None`: it comes from the ledger and is to be checked again.
+    pub(super) lead: Option<Lead>,
+    /// Whether the circuit waits for what becomes of it.
+    pub(super) is_probe: bool,
+}
+
+/// A settlement, and what its log line says besides.
+pub(super) struct Settling {
+    pub(super) settlement: Settlement,
+    pub(super) leased_at: Instant,
+    pub(super) age: Duration,
+    /// Leads which are to be blamed, because this one passed.
+    pub(super) blamed: Vec<LeadId>,
+}
+
+impl Dispatch {
+    /// Carries a lead to where it can be settled. The permit is let go when that is on its way.
+    pub(super) async fn carry(self: Arc<Self>, in_hand: InHand, permit: OwnedSemaphorePermit, settle: mpsc::Sender<Settling>) {
+        let (leased, is_probe) = (in_hand.leased.clone(), in_hand.is_probe);
+        let started_at = Instant::now();
+        let settling = match AssertUnwindSafe(self.post(in_hand)).catch_unwind().await {
+            Ok(settling) => settling,
+            Err(_) => self.panicked(&leased, is_probe, started_at),
+        };
+        if settle.send(settling).await.is_err() {
+            tracing::error!(lead.id = %leased.id, "nobody settles any more; the lease will run out");
+        }
+        drop(permit);
+    }
+
+    async fn post(&self, in_hand: InHand) -> Settling {
+        let InHand { leased, body, lead, is_probe } = in_hand;
+        let mut trip = Trip { dispatch: self, leased: &leased, is_probe, attempts: Vec::new(), blamed: Vec::new() };
+        if let Some(next) = self.before_post(&leased) {
+            return trip.unposted(next);
+        }
+        let lead = match lead {
+            Some(lead) => lead,
+            None => match self.rules.check(&body) {
+                Ok(lead) => lead,
+                Err(violations) => {
+                    let end = End {
+                        state: Some(LeadState::Invalid),
+                        code: Some("invalid".to_owned()),
+                        violations,
+                        ..End::default()
+                    };
+                    return trip.unposted(Next::End(end));
+                }
+            },
+        };
+        let json = lead.rebuilt().unwrap_or(body);
+        let slot = self.flow.slots.acquire().await;
+        let next = match trip.token().await {
+            Ok(token) => trip.post(token, json).await,
+            Err(next) => next,
+        };
+        drop(slot);
+        trip.settling(next)
+    }
+
+    /// What keeps a lead from being posted at all.
+    fn before_post(&self, leased: &Leased) -> Option<Next> {
+        if leased.suspected >= MAX_SUSPICIONS {
+            return Some(Policy::blamed());
+        }
+        self.policy.too_old(leased.age)
+    }
+
+    /// Whether there is time for a whole post before the lease ends. Asked after every wait, so that a process that was
+    /// paused does not post what others may have taken over.
+    fn has_time(&self, leased: &Leased) -> bool {
+        leased.leased_at.elapsed() + self.longest_post + LEASE_RESERVE < self.lease
+    }
+
+    /// Tells the circuit how a post ended, and people what it made of it. Comes back with the leads that are to be blamed.
+    pub(super) fn record(&self, signal: Signal, is_probe: bool) -> Vec<LeadId> {
+        match self.flow.record(signal, is_probe, Instant::now()) {
+            None => {}
+            Some(Change::Opened(reason)) => {
+                self.metrics.opened.inc();
+                self.metrics.circuit_open.set(1);
+                tracing::error!(code = %reason.code, "posts are paused, leads wait; see leadpost status");
+            }
+            Some(Change::StillOpen(pause, reason)) => {
+                let next_probe_in_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
+                tracing::warn!(code = %reason.code, next_probe_in_ms, "a probe failed; posts stay paused");
+            }
+            Some(Change::Closed { after, blamed }) => {
+                self.metrics.circuit_open.set(0);
+                let paused_ms = u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
+                tracing::info!(paused_ms, leads_at_fault = blamed.len(), "a lead passed; posts go on");
+                return blamed;
+            }
+        }
+        Vec::new()
+    }
+
+    fn panicked(&self, leased: &Leased, is_probe: bool, started_at: Instant) -> Settling {
+        let reason = Reason::new("worker_panic", "the worker failed while it handled this lead, perhaps after it had posted");
+        tracing::error!(lead.id = %leased.id, "the task of a lead has panicked; this is a bug");
+        let mut trip = Trip { dispatch: self, leased, is_probe, attempts: Vec::new(), blamed: Vec::new() };
+        let outcome = Outcome::Uncertain(reason);
+        trip.note(&outcome, started_at, None);
+        trip.tell(Signal::Nothing);
+        let next = trip.next(&outcome);
+        trip.settling(next)
+    }
+}
+
+/// One lead's attempts under one lease.
+struct Trip<'a> {
+    dispatch: &'a Dispatch,
+    leased: &'a Leased,
+    is_probe: bool,
+    attempts: Vec<Attempt>,
+    blamed: Vec<LeadId>,
+}
+
+impl Trip<'_> {
+    /// A token, if the post may go ahead.
+    async fn token(&mut self) -> Result<Token, Next> {
+        self.gate()?;
+        match self.dispatch.tokens.get().await {
+            Ok(token) => {
+                // Getting one may have taken a while.
+                self.gate()?;
+                Ok(token)
+            }
+            Err(error) => Err(self.no_token(&error)),
+        }
+    }
+
+    /// Whether the post may go ahead; if not, the lead is handed back.
+    fn gate(&mut self) -> Result<(), Next> {
+        let refused = if self.dispatch.drain.is_cancelled() {
+            Some((Duration::ZERO, Reason::new("stopped", "the worker stopped before it was posted")))
+        } else if !self.dispatch.has_time(self.leased) {
+            Some((Duration::ZERO, Reason::new("lease_short", "too little of the lease was left to post it")))
+        } else {
+            self.dispatch.flow.may_post(self.is_probe, Instant::now()).err()
+        };
+        match refused {
+            Some((after, reason)) => {
+                self.tell(Signal::Nothing);
+                Err(again(after, &reason))
+            }
+            None => Ok(()),
+        }
+    }
+
+    async fn post(&mut self, token: Token, json: Bytes) -> Next {
+        let mut outcome = self.post_once(&token, &json).await;
+        if let Outcome::Unauthorized(_) = outcome {
+            // The token was revoked or expired early: one new one for all, and once more.
+            self.dispatch.tokens.invalidate(&token);
+            let token = match self.token().await {
+                Ok(token) => token,
+                Err(next) => return next,
+            };
+            outcome = self.post_once(&token, &json).await;
+            if let Outcome::Unauthorized(reason) = outcome {
+                let text = format!("a fresh token was refused too: {}", reason.text);
+                outcome = Outcome::Systemic(Reason { code: reason.code, text });
+            }
+        }
+        self.tell(match &outcome {
+            Outcome::Delivered(_) | Outcome::Duplicate(_) | Outcome::Rejected(_) => Signal::Passed,
+            Outcome::Systemic(reason) | Outcome::Unauthorized(reason) => Signal::Suspect(self.leased.id, reason.clone()),
+            Outcome::Retry(reason, _) | Outcome::Uncertain(reason) | Outcome::NotSent(reason) => Signal::Failed(reason.clone()),
+        });
+        if let Outcome::Retry(reason, Some(wait)) = &outcome {
+            self.dispatch.flow.hold(*wait, reason, Instant::now());
+        }
+        self.next(&outcome)
+    }
+
+    async fn post_once(&mut self, token: &Token, json: &Bytes) -> Outcome {
+        let started_at = Instant::now();
+        self.dispatch.metrics.posting.inc();
+        let exchange = self.dispatch.api.post(self.leased.id, token, json.clone()).await;
+        self.dispatch.metrics.posting.dec();
+        let outcome = classify(&self.dispatch.answers, &exchange);
+        self.note(&outcome, started_at, Some(&exchange));
+        outcome
+    }
+
+    /// Puts an attempt on record.
+    fn note(&mut self, outcome: &Outcome, started_at: Instant, exchange: Option<&Exchange>) {
+        let duration = started_at.elapsed();
+        Metrics::observe(&self.dispatch.metrics.post_seconds, duration);
+        Metrics::count(&self.dispatch.metrics.attempts, outcome.as_str());
+        let answer = match exchange {
+            Some(Exchange::Answered(answer)) => Some(answer),
+            Some(Exchange::NotSent(_) | Exchange::Unknown(_)) | None => None,
+        };
+        let is_success = matches!(outcome, Outcome::Delivered(_));
+        self.attempts.push(Attempt {
+            started_at,
+            duration,
+            outcome: outcome.as_str(),
+            charged: Policy::charges(outcome),
+            http_status: answer.map(|answer| answer.status),
+            code: outcome.reason().map(|reason| reason.code.to_string()),
+            reason: outcome.reason().map(|reason| reason.text.clone()),
+            answer: answer.filter(|answer| !is_success && !answer.body.is_empty()).map(|answer| answer.body.clone()),
+            retry_after: answer.and_then(|answer| answer.retry_after),
+        });
+    }
+
+    fn next(&self, outcome: &Outcome) -> Next {
+        let charged = u32::try_from(self.attempts.iter().filter(|attempt| attempt.charged).count()).unwrap_or(0);
+        let facts = Facts {
+            charged: self.leased.charged + charged,
+            age: self.leased.age + self.leased.leased_at.elapsed(),
+        };
+        self.dispatch.policy.next(outcome, facts, fastrand::f64())
+    }
+
+    fn no_token(&mut self, error: &AuthError) -> Next {
+        if let AuthError::Unavailable(reason, Some(wait)) = error {
+            self.dispatch.flow.hold(*wait, reason, Instant::now());
+        }
+        self.tell(Signal::NoToken(error.reason().clone()));
+        again(Duration::ZERO, error.reason())
+    }
+
+    fn tell(&mut self, signal: Signal) {
+        let blamed = self.dispatch.record(signal, self.is_probe);
+        self.blamed.extend(blamed);
+        // A probe is judged once.
+        self.is_probe = false;
+    }
+
+    fn unposted(mut self, next: Next) -> Settling {
+        self.tell(Signal::Nothing);
+        self.settling(next)
+    }
+
+    fn settling(self, next: Next) -> Settling {
+        Settling {
+            settlement: Settlement {
+                id: self.leased.id,
+                lease: self.leased.lease,
+                attempts_before: self.leased.attempts,
+                attempts: self.attempts,
+                next,
+            },
+            leased_at: self.leased.leased_at,
+            age: self.leased.age,
+            blamed: self.blamed,
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! What a worker knows of itself and its neighbours, for the admin port.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use serde::Serialize;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::auth::Tokens;
+use crate::broker::Link;
+use crate::flow::{CircuitState, Flow, FlowStatus};
+use crate::http::chain;
+use crate::ledger::LedgerError;
+use crate::metrics::Metrics;
+
+/// An intake loop that has not turned for so long is stuck.
+const STUCK_AFTER: Duration = Duration::from_secs(180);
+
+/// The state of everything that the worker depends on.
+#[derive(Debug)]
+pub struct Health {
+    flow: Arc<Flow>,
+    tokens: Tokens,
+    metrics: Arc<Metrics>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    ledger: Result<(), String>,
+    link: Option<watch::Receiver<Link>>,
+    turned_at: Instant,
+}
+
+/// The answer of `/readyz`.
+#[derive(Debug, Clone, Serialize)]
+pub struct HealthReport {
+    /// Whether leads can flow.
+    pub ready: bool,
+    /// RabbitMQ.
+    pub rabbitmq: Dependency,
+    /// Postgres.
+    pub postgres: Dependency,
+    /// The token endpoint.
+    pub token: Dependency,
+    /// The lead API, as the circuit sees it.
+    pub api: Dependency,
+    /// Flow control.
+    pub flow: FlowStatus,
+}
+
+/// One of them.
+#[derive(Debug, Clone, Serialize)]
+pub struct Dependency {
+    /// Whether it works, as far as is known.
+    pub ok: bool,
+    /// What is known, in words.
+    pub detail: String,
+}
+
+impl Health {
+    pub(super) fn new(flow: Arc<Flow>, tokens: Tokens, metrics: Arc<Metrics>) -> Self {
+        let state = State { ledger: Err("not connected yet".to_owned()), link: None, turned_at: Instant::now() };
+        Self { flow, tokens, metrics, state: Mutex::new(state) }
+    }
+
+    pub(super) fn watch_broker(&self, link: watch::Receiver<Link>) {
+        self.lock().link = Some(link);
+    }
+
+    pub(super) fn ledger_is_up(&self) {
+        self.lock().ledger = Ok(());
+        self.metrics.postgres_up.set(1);
+    }
+
+    pub(super) fn ledger_is_down(&self, error: &LedgerError) {
+        self.lock().ledger = Err(chain(error));
+        self.metrics.postgres_up.set(0);
+    }
+
+    /// The intake loop turns.
+    pub(super) fn turned(&self) {
+        self.lock().turned_at = Instant::now();
+    }
+
+    /// Whether the loops turn.
+    pub fn is_live(&self) -> bool {
+        self.lock().turned_at.elapsed() < STUCK_AFTER
+    }
+
+    /// Everything, for `/readyz`.
+    pub fn report(&self) -> HealthReport {
+        let state = self.lock();
+        let link = state.link.as_ref().map(|link| link.borrow().clone());
+        let rabbitmq = match link {
+            None => down("not connected yet"),
+            Some(Link::Consuming) => up("consuming"),
+            Some(Link::Idle) => up("connected, not consuming while posts are paused or Postgres is away"),
+            Some(Link::Down(why)) => down(&why),
+            Some(Link::Closed) => down("closed"),
+        };
+        let postgres = match &state.ledger {
+            Ok(()) => up("writable"),
+            Err(why) => down(why),
+        };
+        drop(state);
+        let tokens = self.tokens.status();
+        let token = match (tokens.valid_for, &tokens.failure) {
+            (Some(left), None) => up(&format!("valid for {} s", left.as_secs())),
+            (Some(left), Some(why)) if !left.is_zero() => up(&format!("valid for {} s, but {why}", left.as_secs())),
+            (_, Some(why)) => down(why),
+            (None, None) => up("none needed yet"),
+        };
+        let flow = self.flow.status(Instant::now());
+        let api = match (flow.circuit, flow.hold_s) {
+            (CircuitState::Closed, None) => up("leads flow"),
+            (CircuitState::Closed, Some(hold_s)) => down(&format!("asked to be left alone for {hold_s:.0} s more")),
+            (CircuitState::Open | CircuitState::Probing, _) => {
+                down(&format!("posts are paused: {}", flow.cause.as_deref().unwrap_or("unknown")))
+            }
+        };
+        self.metrics.rabbitmq_up.set(i64::from(rabbitmq.ok));
+        self.metrics.tokens.set(i64::try_from(tokens.fetched).unwrap_or(i64::MAX));
+        self.metrics.circuit_open.set(i64::from(flow.circuit != CircuitState::Closed));
+        let ready = rabbitmq.ok && postgres.ok && token.ok && api.ok;
+        HealthReport { ready, rabbitmq, postgres, token, api, flow }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn up(detail: &str) -> Dependency {
+    Dependency { ok: true, detail: detail.to_owned() }
+}
+
+fn down(detail: &str) -> Dependency {
+    Dependency { ok: false, detail: detail.to_owned() }
+}

@@ -1,0 +1,225 @@
+//! The loops: how a lead is moved from the queue to its end.
+//!
+//! ```text
+//!            intake                      dispatch                      settle
+//!   queue ──> decode, validate, ──────> a task per lead: slot, ──────> attempts and states of
+//!   ledger    accept or claim            token, post, classify          many leads, fenced
+//!   (due)     then acknowledge                                          
+//!                                   upkeep: heartbeat, leases that ran out
+//! ```
+//!
+//! # Rules
+//! - Everything that a lead's task learns goes to the settle loop; a task that panics is an uncertain attempt.
+//! - A loop that ends by itself ends the process: a worker without one of its loops would look alive and lose time.
+//! - Stopping: intake parks what it holds and ends; posts under way finish; what was not begun is handed back; settle drains;
+//!   then the connections close. Nothing that was accepted is only in memory.
+
+mod dispatch;
+mod health;
+mod intake;
+mod settle;
+mod upkeep;
+mod verdict;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_util::task::TaskTracker;
+
+pub use health::{Health, HealthReport};
+
+use crate::auth::{ClientCredentials, Tokens};
+use crate::broker::{BrokerError, Inbox};
+use crate::config::Settings;
+use crate::destination::LeadApi;
+use crate::flow::Flow;
+use crate::http::ClientError;
+use crate::lead::LeadRules;
+use crate::ledger::{Ledger, LedgerError};
+use crate::lifecycle::Shutdown;
+use crate::metrics::Metrics;
+use dispatch::Dispatch;
+use intake::Intake;
+use settle::Settler;
+use upkeep::Upkeep;
+use verdict::Policy;
+
+/// Why a worker could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The ledger.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    /// The broker.
+    #[error(transparent)]
+    Broker(#[from] BrokerError),
+    /// The HTTP clients.
+    #[error(transparent)]
+    Http(#[from] ClientError),
+}
+
+/// How a worker ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stopped {
+    /// As asked, with everything settled or handed back.
+    Cleanly,
+    /// Before everything was settled: the leases of the rest will run out, and they will count as perhaps posted.
+    InAHurry,
+    /// A loop ended by itself; that is a bug.
+    Broken,
+}
+
+/// A worker that is set up and not yet running.
+#[derive(Debug)]
+pub struct Worker {
+    settings: Arc<Settings>,
+    ledger: Ledger,
+    health: Arc<Health>,
+    metrics: Arc<Metrics>,
+    flow: Arc<Flow>,
+    tokens: Tokens,
+    api: LeadApi,
+}
+
+impl Worker {
+    /// Sets a worker up; nothing is connected yet.
+    ///
+    /// # Errors
+    /// What of the settings cannot be used.
+    pub fn new(settings: Settings, name: &str) -> Result<Self, StartError> {
+        let ledger = Ledger::new(&settings, name)?;
+        let tokens = Tokens::new(ClientCredentials::new(&settings.destination)?);
+        let api = LeadApi::new(&settings.destination, Duration::from_millis(settings.retry.max_retry_after_ms))?;
+        let metrics = Arc::new(Metrics::new());
+        let flow = Arc::new(Flow::new(&settings));
+        let health = Arc::new(Health::new(Arc::clone(&flow), tokens.clone(), Arc::clone(&metrics)));
+        Ok(Self { settings: Arc::new(settings), ledger, health, metrics, flow, tokens, api })
+    }
+
+    /// What the worker knows of itself, also while it runs.
+    pub fn health(&self) -> Arc<Health> {
+        Arc::clone(&self.health)
+    }
+
+    /// What the worker counts.
+    pub fn metrics(&self) -> Arc<Metrics> {
+        Arc::clone(&self.metrics)
+    }
+
+    /// Waits until Postgres can be reached, and sees to it that the tables are what this version needs: brings them up to date,
+    /// or only checks them. `false`: it was told to stop meanwhile.
+    ///
+    /// # Errors
+    /// When the tables are not what this version needs.
+    pub async fn prepare(&self, migrate: bool, shutdown: &Shutdown) -> Result<bool, StartError> {
+        let mut tries = 0;
+        loop {
+            let ready = if migrate { self.ledger.migrate().await.map(Some) } else { self.ledger.check_schema().await.map(|()| None) };
+            match ready {
+                Ok(applied) => {
+                    if let Some(applied @ 1..) = applied {
+                        tracing::info!(migrations = applied, "brought the ledger's tables up to date");
+                    }
+                    self.ledger.check_schema().await?;
+                    return Ok(true);
+                }
+                Err(error @ (LedgerError::Schema(_) | LedgerError::Url(_))) => return Err(error.into()),
+                Err(error) => {
+                    tries += 1;
+                    self.health.turned();
+                    self.health.ledger_is_down(&error);
+                    tracing::warn!(error = %crate::http::chain(&error), "waiting for Postgres");
+                }
+            }
+            tokio::select! {
+                () = shutdown.drain.cancelled() => return Ok(false),
+                () = tokio::time::sleep(settle::AGAIN.delay(tries, fastrand::f64())) => {}
+            }
+        }
+    }
+
+    /// Runs until it is told to stop.
+    ///
+    /// # Errors
+    /// When it could not start.
+    pub async fn run(self, shutdown: Shutdown) -> Result<Stopped, StartError> {
+        let Self { settings, ledger, health, metrics, flow, tokens, api } = self;
+        let inbox = Inbox::open(&settings.amqp, settings.prefetch(), ledger.worker())?;
+        health.watch_broker(inbox.link());
+
+        // A slot is free as soon as its post ends; what waits to be settled has this bound of its own.
+        let (settlements, settling) = mpsc::channel(2 * settings.flow.batch);
+        let posts = TaskTracker::new();
+        let rules = Arc::new(LeadRules::of(&settings));
+        let policy = Policy::of(&settings);
+        let dispatch = Arc::new(Dispatch {
+            api,
+            tokens,
+            flow: Arc::clone(&flow),
+            rules: Arc::clone(&rules),
+            answers: settings.destination.response.clone(),
+            policy: policy.clone(),
+            lease: Duration::from_millis(settings.flow.lease_ms),
+            longest_post: Duration::from_millis(settings.destination.request.timeout_ms),
+            metrics: Arc::clone(&metrics),
+            drain: shutdown.drain.clone(),
+        });
+
+        let mut loops = JoinSet::new();
+        let upkeep = Upkeep {
+            ledger: ledger.clone(),
+            flow: Arc::clone(&flow),
+            health: Arc::clone(&health),
+            metrics: Arc::clone(&metrics),
+            policy,
+            stop: shutdown.drain.clone(),
+        };
+        loops.spawn(upkeep.run());
+        let settler = Settler {
+            ledger: ledger.clone(),
+            health: Arc::clone(&health),
+            metrics: Arc::clone(&metrics),
+            settlements: settling,
+            batch: settings.flow.batch,
+        };
+        loops.spawn(settler.run());
+        let intake = Intake::new(Arc::clone(&settings), ledger.clone(), inbox, rules, dispatch, settlements, &health, &metrics, posts.clone());
+        loops.spawn(intake.run(shutdown.drain.clone()));
+
+        // A loop that ends before it was told to has panicked.
+        let broken = tokio::select! {
+            () = shutdown.drain.cancelled() => false,
+            ended = loops.join_next() => {
+                tracing::error!(panic = ended.is_some_and(|ended| ended.is_err()), "a loop of the worker has ended by itself; stopping");
+                shutdown.drain.cancel();
+                true
+            }
+        };
+
+        let grace = Duration::from_millis(settings.shutdown.grace_ms);
+        let drained = async {
+            let mut failed = false;
+            while let Some(ended) = loops.join_next().await {
+                failed |= ended.is_err();
+            }
+            failed
+        };
+        let stopped = tokio::select! {
+            failed = drained => if failed || broken { Stopped::Broken } else { Stopped::Cleanly },
+            () = tokio::time::sleep(grace) => Stopped::InAHurry,
+            () = shutdown.now.cancelled() => Stopped::InAHurry,
+        };
+        let bye = async {
+            if let Err(error) = ledger.farewell().await {
+                tracing::debug!(error = %crate::http::chain(&error), "could not remove the worker's row");
+            }
+            ledger.close().await;
+        };
+        if stopped == Stopped::Cleanly && tokio::time::timeout(Duration::from_secs(5), bye).await.is_err() {
+            tracing::debug!("Postgres did not answer the farewell");
+        }
+        Ok(stopped)
+    }
+}

@@ -1,0 +1,154 @@
+//! The settle loop: what has gathered while the last transaction ran goes into the next.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use super::dispatch::Settling;
+use super::health::Health;
+use super::verdict::MAX_SUSPICIONS;
+use crate::http::chain;
+use crate::lead::LeadId;
+use crate::ledger::{Ledger, LedgerError, Next, Settlement};
+use crate::metrics::Metrics;
+use crate::schedule::Schedule;
+
+/// Between two tries of a transaction.
+pub(super) const AGAIN: Schedule =
+    Schedule { initial: Duration::from_millis(50), multiplier: 2.0, max: Duration::from_secs(5), jitter: 0.5 };
+
+/// The settle loop.
+pub(super) struct Settler {
+    pub(super) ledger: Ledger,
+    pub(super) health: Arc<Health>,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) settlements: mpsc::Receiver<Settling>,
+    pub(super) batch: usize,
+}
+
+impl Settler {
+    /// Runs until all who could settle are gone and everything is settled.
+    pub(super) async fn run(mut self) {
+        let mut gathered = Vec::with_capacity(self.batch);
+        while self.settlements.recv_many(&mut gathered, self.batch).await > 0 {
+            let batch = std::mem::take(&mut gathered);
+            self.metrics.settle_batch.observe(batch.len() as f64);
+            let blamed: Vec<LeadId> = batch.iter().flat_map(|settling| settling.blamed.iter().copied()).collect();
+            let settlements: Arc<[Settlement]> = batch.iter().map(|settling| settling.settlement.clone()).collect();
+            let late = self.settle(settlements).await;
+            for settling in &batch {
+                self.tell(settling, late.contains(&settling.settlement.id));
+            }
+            if !blamed.is_empty() {
+                self.blame(blamed).await;
+            }
+        }
+    }
+
+    /// Settles until it is known to be settled, and says which leads came too late.
+    async fn settle(&self, settlements: Arc<[Settlement]>) -> Vec<LeadId> {
+        let mut tries = 0;
+        loop {
+            match self.ledger.settle(Arc::clone(&settlements), tries > 0).await {
+                Ok(settled) => {
+                    self.health.ledger_is_up();
+                    return settled.late;
+                }
+                Err(error) if error.is_about_data() => return self.split(&settlements, &error).await,
+                Err(error) => {
+                    tries += 1;
+                    self.metrics.ledger_failures.inc();
+                    self.health.ledger_is_down(&error);
+                    let pause = AGAIN.delay(tries, fastrand::f64());
+                    tracing::warn!(error = %chain(&error), leads = settlements.len(), "could not settle; trying again");
+                    tokio::time::sleep(pause).await;
+                }
+            }
+        }
+    }
+
+    /// Something in the batch cannot be stored: halves, until the culprit stands alone, and is settled without its texts.
+    async fn split(&self, settlements: &[Settlement], error: &LedgerError) -> Vec<LeadId> {
+        let mut late = Vec::new();
+        match settlements {
+            [] => {}
+            [single] if single.attempts.iter().all(|attempt| attempt.reason.is_none() && attempt.answer.is_none()) => {
+                // Nothing of a stranger's is left in it: this is a bug, and the lease will run out.
+                tracing::error!(lead.id = %single.id, error = %chain(error), "a settlement cannot be stored");
+            }
+            [single] => {
+                tracing::error!(lead.id = %single.id, error = %chain(error), "the texts of a settlement cannot be stored; leaving them out");
+                late.extend(Box::pin(self.settle(Arc::new([without_texts(single)]))).await);
+            }
+            several => {
+                let (left, right) = several.split_at(several.len() / 2);
+                late.extend(Box::pin(self.settle(left.into())).await);
+                late.extend(Box::pin(self.settle(right.into())).await);
+            }
+        }
+        late
+    }
+
+    async fn blame(&self, blamed: Vec<LeadId>) {
+        match self.ledger.suspect(blamed, MAX_SUSPICIONS).await {
+            Ok(rejected) => {
+                for id in rejected {
+                    Metrics::count(&self.metrics.ended, "rejected");
+                    tracing::warn!(lead.id = %id, state = "rejected", code = "systemic_own_fault", "lead settled");
+                }
+            }
+            // Not worth a repetition: the lead meets the same answer again, and is blamed then.
+            Err(error) => tracing::warn!(error = %chain(&error), "could not record suspicions"),
+        }
+    }
+
+    /// One line for each lead: ids, codes and numbers.
+    fn tell(&self, settling: &Settling, is_late: bool) {
+        let Settlement { id, attempts, attempts_before, next, .. } = &settling.settlement;
+        if is_late {
+            self.metrics.late.inc();
+            tracing::warn!(lead.id = %id, "settled too late: the lease had run out, and the attempt counts as uncertain");
+            return;
+        }
+        let last = attempts.last();
+        let attempt = attempts_before + u32::try_from(attempts.len()).unwrap_or(0);
+        let http_status = last.and_then(|attempt| attempt.http_status);
+        let post_ms = last.map(|attempt| u64::try_from(attempt.duration.as_millis()).unwrap_or(u64::MAX));
+        let state = next.state().as_str();
+        match next {
+            Next::Again { after, code, .. } => {
+                let next_attempt_in_ms = u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
+                tracing::info!(lead.id = %id, state, attempt, http.status = http_status, post_ms, code, next_attempt_in_ms, "lead settled");
+            }
+            Next::End(end) => {
+                Metrics::count(&self.metrics.ended, state);
+                Metrics::observe(&self.metrics.lead_seconds, settling.age + settling.leased_at.elapsed());
+                let warning = end.receipt.as_ref().is_some_and(|receipt| receipt.warning.is_some());
+                if warning {
+                    self.metrics.warnings.inc();
+                    tracing::warn!(lead.id = %id, state, attempt, http.status = http_status, post_ms, "lead settled, but the API may not be working it; see leadpost leads show");
+                } else {
+                    tracing::info!(lead.id = %id, state, attempt, http.status = http_status, post_ms, code = end.code.as_deref(), "lead settled");
+                }
+            }
+        }
+    }
+}
+
+fn without_texts(settlement: &Settlement) -> Settlement {
+    let mut plain = settlement.clone();
+    for attempt in &mut plain.attempts {
+        attempt.reason = None;
+        attempt.answer = None;
+    }
+    const LEFT_OUT: &str = "the API's words could not be stored";
+    match &mut plain.next {
+        Next::Again { reason, .. } => *reason = Some(LEFT_OUT.to_owned()),
+        Next::End(end) => {
+            end.receipt = None;
+            end.reason = end.reason.as_ref().map(|_| LEFT_OUT.to_owned());
+        }
+    }
+    plain
+}

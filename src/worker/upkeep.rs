@@ -1,0 +1,74 @@
+//! What has to be done now and then: say that we live, and settle leads whose lease ran out.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::health::Health;
+use super::verdict::{Facts, Policy};
+use crate::destination::Outcome;
+use crate::flow::Flow;
+use crate::http::{Reason, chain};
+use crate::ledger::{Expired, Ledger};
+use crate::metrics::Metrics;
+
+/// Between two turns.
+const PERIOD: Duration = Duration::from_secs(5);
+
+/// The upkeep loop.
+pub(super) struct Upkeep {
+    pub(super) ledger: Ledger,
+    pub(super) flow: Arc<Flow>,
+    pub(super) health: Arc<Health>,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) policy: Policy,
+    pub(super) stop: CancellationToken,
+}
+
+impl Upkeep {
+    /// Runs until it is told to stop.
+    pub(super) async fn run(self) {
+        loop {
+            self.turn().await;
+            // Workers that were started together do not stay together.
+            let pause = PERIOD.mul_f64(0.9 + 0.2 * fastrand::f64());
+            tokio::select! {
+                () = self.stop.cancelled() => return,
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+    }
+
+    async fn turn(&self) {
+        let status = serde_json::to_value(self.flow.status(Instant::now())).unwrap_or_default();
+        match self.ledger.heartbeat(status).await {
+            Ok(workers) => {
+                self.health.ledger_is_up();
+                self.flow.share_with(workers);
+            }
+            Err(error) => {
+                self.health.ledger_is_down(&error);
+                tracing::warn!(error = %chain(&error), "could not write the heartbeat");
+                return;
+            }
+        }
+        let policy = self.policy.clone();
+        let decide = move |expired: &Expired| {
+            let reason = Reason::new("lease_expired", "the worker died or was cut off, perhaps after it had posted");
+            let facts = Facts { charged: expired.charged + 1, age: expired.age };
+            policy.next(&Outcome::Uncertain(reason), facts, fastrand::f64())
+        };
+        match self.ledger.expire(decide).await {
+            Ok(expired) => {
+                for id in expired {
+                    self.metrics.expired.inc();
+                    Metrics::count(&self.metrics.attempts, "uncertain");
+                    tracing::warn!(lead.id = %id, code = "lease_expired", "a lease ran out; the attempt counts as uncertain");
+                }
+            }
+            Err(error) => tracing::warn!(error = %chain(&error), "could not settle expired leases"),
+        }
+    }
+}

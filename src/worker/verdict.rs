@@ -1,0 +1,188 @@
+//! From an outcome to what is next for the lead. Pure.
+
+use std::time::Duration;
+
+use crate::config::{OnUncertain, Settings};
+use crate::destination::{self, Outcome};
+use crate::http::Reason;
+use crate::ledger::{End, LeadState, Next, Receipt};
+use crate::schedule::Schedule;
+
+/// At so many suspicions a lead is rejected.
+pub(super) const MAX_SUSPICIONS: u32 = 3;
+
+/// What decides about leads besides the answers.
+#[derive(Debug, Clone)]
+pub(super) struct Policy {
+    pub(super) schedule: Schedule,
+    pub(super) max_attempts: u32,
+    pub(super) max_age: Option<Duration>,
+    pub(super) on_uncertain: OnUncertain,
+}
+
+/// What is known of the lead.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Facts {
+    /// How many attempts count, this one included if it does.
+    pub(super) charged: u32,
+    /// How old it is.
+    pub(super) age: Duration,
+}
+
+impl Policy {
+    pub(super) fn of(settings: &Settings) -> Self {
+        let retry = &settings.retry;
+        Self {
+            schedule: Schedule::of(retry),
+            max_attempts: retry.max_attempts,
+            max_age: (retry.max_age_ms > 0).then(|| Duration::from_millis(retry.max_age_ms)),
+            on_uncertain: settings.destination.on_uncertain,
+        }
+    }
+
+    /// Whether an attempt with this outcome counts towards the lead's budget. A fault of the system does not.
+    pub(super) fn charges(outcome: &Outcome) -> bool {
+        match outcome {
+            Outcome::Delivered(_) | Outcome::Duplicate(_) | Outcome::Rejected(_) | Outcome::Retry(..) | Outcome::Uncertain(_) => true,
+            Outcome::Unauthorized(_) | Outcome::Systemic(_) | Outcome::NotSent(_) => false,
+        }
+    }
+
+    /// What is next. `random` is a number in `[0, 1)`.
+    pub(super) fn next(&self, outcome: &Outcome, facts: Facts, random: f64) -> Next {
+        match outcome {
+            Outcome::Delivered(receipt) => Next::End(End { receipt: Some(receipt_of(receipt)), ..End::default() }),
+            Outcome::Duplicate(reason) => end(LeadState::Duplicate, reason),
+            Outcome::Rejected(reason) => end(LeadState::Rejected, reason),
+            Outcome::Unauthorized(reason) | Outcome::Systemic(reason) | Outcome::NotSent(reason) => {
+                again(self.schedule.delay(facts.charged + 1, random), reason)
+            }
+            Outcome::Retry(reason, wait) => self.retry(reason, facts, wait.unwrap_or(Duration::ZERO), random),
+            Outcome::Uncertain(reason) => match self.on_uncertain {
+                OnUncertain::Hold => end(LeadState::Uncertain, reason),
+                OnUncertain::Retry => self.retry(reason, facts, Duration::ZERO, random),
+            },
+        }
+    }
+
+    /// Whether a lead is too old to be posted at all.
+    pub(super) fn too_old(&self, age: Duration) -> Option<Next> {
+        let max_age = self.max_age.filter(|max_age| age > *max_age)?;
+        let text = format!("older than retry.max_age_ms allows ({} h)", max_age.as_secs() / 3600);
+        Some(end(LeadState::Exhausted, &Reason::new("max_age", text)))
+    }
+
+    /// Why a lead that met systemic answers while others passed is given up.
+    pub(super) fn blamed() -> Next {
+        let text = format!("met answers that speak of the set-up {MAX_SUSPICIONS} times while other leads passed");
+        end(LeadState::Rejected, &Reason::new("systemic_own_fault", text))
+    }
+
+    fn retry(&self, reason: &Reason, facts: Facts, at_least: Duration, random: f64) -> Next {
+        if facts.charged >= self.max_attempts {
+            let text = format!("all {} attempts are used up; the last: {}", self.max_attempts, reason.text);
+            return end(LeadState::Exhausted, &Reason { code: reason.code.clone(), text });
+        }
+        let delay = self.schedule.delay(facts.charged, random).max(at_least);
+        if self.max_age.is_some_and(|max_age| facts.age + delay > max_age) {
+            let text = format!("the next attempt would come after retry.max_age_ms; the last: {}", reason.text);
+            return end(LeadState::Exhausted, &Reason { code: reason.code.clone(), text });
+        }
+        again(delay, reason)
+    }
+}
+
+pub(super) fn again(after: Duration, reason: &Reason) -> Next {
+    Next::Again { after, code: Some(reason.code.to_string()), reason: Some(reason.text.clone()) }
+}
+
+fn end(state: LeadState, reason: &Reason) -> Next {
+    Next::End(End {
+        state: Some(state),
+        code: Some(reason.code.to_string()),
+        reason: Some(reason.text.clone()),
+        ..End::default()
+    })
+}
+
+fn receipt_of(receipt: &destination::Receipt) -> Receipt {
+    Receipt {
+        remote_id: receipt.remote_id.clone(),
+        remote_state: receipt.state.clone(),
+        remote_sub_state: receipt.sub_state.clone(),
+        next_schedule_time: receipt.next_schedule_time.clone(),
+        warning: receipt.warning.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn policy() -> Policy {
+        Policy {
+            schedule: Schedule {
+                initial: Duration::from_secs(10),
+                multiplier: 2.0,
+                max: Duration::from_secs(3600),
+                jitter: 0.0,
+            },
+            max_attempts: 3,
+            max_age: Some(Duration::from_secs(3600)),
+            on_uncertain: OnUncertain::Retry,
+        }
+    }
+
+    fn reason() -> Reason {
+        Reason::new("http_503", "busy")
+    }
+
+    fn facts(charged: u32, age_s: u64) -> Facts {
+        Facts { charged, age: Duration::from_secs(age_s) }
+    }
+
+    fn after(next: &Next) -> Option<u64> {
+        match next {
+            Next::Again { after, .. } => Some(after.as_secs()),
+            Next::End(_) => None,
+        }
+    }
+
+    #[test]
+    fn retry_after_is_never_shortened_by_the_schedule_and_never_shortens_it() {
+        let next = |wait| policy().next(&Outcome::Retry(reason(), Some(Duration::from_secs(wait))), facts(2, 0), 0.5);
+        assert_eq!(after(&next(300)), Some(300));
+        assert_eq!(after(&next(1)), Some(20));
+    }
+
+    #[test]
+    fn the_last_attempt_exhausts_and_so_does_an_age_that_the_next_would_exceed() {
+        let next = |facts| policy().next(&Outcome::Retry(reason(), None), facts, 0.5).state();
+        assert_eq!(next(facts(2, 0)), LeadState::Pending);
+        assert_eq!(next(facts(3, 0)), LeadState::Exhausted);
+        assert_eq!(next(facts(1, 3595)), LeadState::Exhausted);
+    }
+
+    #[test]
+    fn a_fault_of_the_system_is_not_charged_and_never_exhausts() {
+        for outcome in [Outcome::Systemic(reason()), Outcome::NotSent(reason()), Outcome::Unauthorized(reason())] {
+            assert!(!Policy::charges(&outcome));
+            assert_eq!(policy().next(&outcome, facts(3, 100_000), 0.5).state(), LeadState::Pending);
+        }
+    }
+
+    #[test]
+    fn an_uncertain_attempt_is_retried_or_held_as_configured() {
+        let outcome = Outcome::Uncertain(reason());
+        assert!(Policy::charges(&outcome));
+        assert_eq!(policy().next(&outcome, facts(1, 0), 0.5).state(), LeadState::Pending);
+        let hold = Policy { on_uncertain: OnUncertain::Hold, ..policy() };
+        assert_eq!(hold.next(&outcome, facts(1, 0), 0.5).state(), LeadState::Uncertain);
+    }
+
+    #[test]
+    fn a_lead_is_not_posted_when_it_is_too_old() {
+        assert!(policy().too_old(Duration::from_secs(3601)).is_some());
+        assert!(policy().too_old(Duration::from_secs(3599)).is_none());
+    }
+}
