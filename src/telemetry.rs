@@ -10,8 +10,8 @@ use tracing_subscriber::EnvFilter;
 
 use crate::config::{Log, LogFormat};
 
-/// Libraries that talk about what they carry.
-const QUIET: [&str; 5] = ["hyper=warn", "reqwest=warn", "sqlx=warn", "lapin=error", "rustls=warn"];
+/// Libraries that talk about what they carry, or repeat what our supervisor says.
+const QUIET: [&str; 5] = ["hyper=warn", "reqwest=warn", "sqlx=warn", "lapin=off", "rustls=warn"];
 
 /// Starts logging for this process.
 ///

@@ -111,7 +111,7 @@ fn duration(text: &str) -> Result<Duration, String> {
         'd' => 86_400.0,
         _ => return Err(problem()),
     };
-    let number: f64 = text.trim_end_matches(unit).parse().map_err(|_| problem())?;
+    let number: f64 = text.strip_suffix(unit).unwrap_or_default().parse().map_err(|_| problem())?;
     Duration::try_from_secs_f64(number * seconds).map_err(|_| problem())
 }
 

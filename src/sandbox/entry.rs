@@ -142,7 +142,7 @@ pub struct Entry {
 impl Entry {
     /// Its journal line: one JSON object. The body is left out unless asked for, and then as text.
     pub(super) fn line(&self, with_body: bool) -> serde_json::Value {
-        let ms = |time: Duration| time.as_secs_f64() * 1000.0;
+        let ms = |time: Duration| time.as_micros() as f64 / 1000.0;
         let ended_unix_ms = self.ended.map(|ended| {
             self.received_unix_ms + u64::try_from(ended.saturating_sub(self.received).as_millis()).unwrap_or_default()
         });

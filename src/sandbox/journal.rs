@@ -139,8 +139,10 @@ impl Journal {
 
     /// Notes a request of which the head has been read.
     pub(super) fn open(self: &Arc<Self>, endpoint: Endpoint, key: Option<Key>) -> Visit {
-        let received = self.started.elapsed();
-        let (seq, in_flight) = self.lock().open(endpoint, key.clone(), received);
+        let mut pages = self.lock();
+        // Read under the lock, so that times are in the order of the numbers.
+        let (seq, in_flight) = pages.open(endpoint, key.clone(), self.started.elapsed());
+        drop(pages);
         self.changed.notify_waiters();
         Visit {
             journal: Arc::clone(self),

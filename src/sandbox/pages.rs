@@ -135,7 +135,7 @@ impl Pages {
 
     /// The entries after the one with this sequence number, in order.
     pub fn since(&self, seq: u64) -> impl Iterator<Item = Entry> {
-        let from = (seq + 1).max(self.first);
+        let from = seq.saturating_add(1).max(self.first);
         (from..self.next).filter_map(|seq| self.entry(seq))
     }
 
@@ -340,7 +340,7 @@ impl Pages {
             .into_iter()
             .map(|(key, posts, overlaps)| serde_json::json!({"key": key, "posts": posts, "overlaps": overlaps}))
             .collect();
-        let ms = |time: Duration| time.as_secs_f64() * 1000.0;
+        let ms = |time: Duration| time.as_micros() as f64 / 1000.0;
         let mut summary = serde_json::json!(self.counts());
         if let Some(members) = summary.as_object_mut() {
             members.insert("faults_by_kind".to_owned(), serde_json::json!(self.faults));

@@ -151,12 +151,12 @@ impl Tuning {
 /// Which lead API a sandbox plays. One at a time: some of them share paths.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 pub enum Profile {
-    /// 7targets as of March 2022: `assistantId`
+    /// 7targets as of March 2022: assistantId
     #[default]
     #[serde(rename = "7targets")]
     #[value(name = "7targets")]
     SevenTargets,
-    /// 7targets since 2024: `assistantEmail` and the header `7ts-user-identifier`
+    /// 7targets since 2024: assistantEmail and the header 7ts-user-identifier
     #[serde(rename = "7targets-2024")]
     #[value(name = "7targets-2024")]
     SevenTargets2024,

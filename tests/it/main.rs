@@ -1,0 +1,17 @@
+//! The worker on real RabbitMQ and Postgres, with the sandbox at the other end.
+//!
+//! Each test has a database, a queue and a sandbox of its own, so that all of them run in parallel. `DATABASE_URL` and `AMQP_URL`
+//! say where; `scripts/test` sets them.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot be set up should panic")]
+
+mod binary;
+mod flow;
+mod identity;
+mod lease;
+mod outcomes;
+mod privacy;
+mod requeue;
+mod support;
+mod tokens;
+mod way;

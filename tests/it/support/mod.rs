@@ -1,0 +1,211 @@
+//! A world for each test: services, settings, and ways to look at both sides of every effect.
+
+mod broker;
+mod database;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use leadpost::config::{Secret, Settings, Source};
+use leadpost::lead::LeadId;
+use leadpost::ledger::{LeadRecord, LeadState, Ledger};
+use leadpost::lifecycle::Shutdown;
+use leadpost::metrics::Metrics;
+use leadpost::sandbox::{Sandbox, SandboxSettings};
+use leadpost::worker::{Health, Stopped, Worker};
+use tokio::task::JoinHandle;
+use uuid::Uuid;
+
+pub use broker::Message;
+use broker::Broker;
+use database::Database;
+
+/// Nothing in these tests takes longer unless it is broken.
+pub const DEADLINE: Duration = Duration::from_secs(30);
+
+/// RabbitMQ, Postgres and a lead API for one test.
+pub struct World {
+    pub sandbox: Sandbox,
+    /// What workers of this world are started with; change it before [`World::start`].
+    pub settings: Settings,
+    pub database: Database,
+    pub broker: Broker,
+    /// A handle on the ledger that is no worker's.
+    pub ledger: Ledger,
+}
+
+impl World {
+    /// A world with an empty queue, an empty ledger and a healthy API.
+    pub async fn new() -> Self {
+        Self::with_sandbox(SandboxSettings::default()).await
+    }
+
+    pub async fn with_sandbox(sandbox: SandboxSettings) -> Self {
+        // Only the first call of the process can succeed, and one is enough.
+        drop(rustls::crypto::ring::default_provider().install_default());
+        let sandbox = Sandbox::start(sandbox).unwrap();
+        let database = Database::create().await;
+        let broker = Broker::create().await;
+        let mut settings = Source { file: Some("/dev/null".into()), ..Source::default() }.read().unwrap();
+        settings.amqp.url = Secret::new(broker.url.clone());
+        settings.amqp.queue = broker.queue.clone();
+        settings.postgres.url = Secret::new(database.url.clone());
+        settings.destination.auth.token_url = sandbox.token_url();
+        settings.destination.auth.client_id = "sandbox-client".to_owned();
+        settings.destination.auth.client_secret = Secret::new("sandbox-secret");
+        settings.destination.request.url = sandbox.leads_url();
+        settings.flow.poll_ms = 20;
+        settings.flow.probe_initial_ms = 50;
+        settings.flow.probe_max_ms = 400;
+        settings.admin.listen = String::new();
+        let ledger = Ledger::new(&settings, "test").unwrap();
+        Self { sandbox, settings, database, broker, ledger }
+    }
+
+    /// Starts a worker in this process.
+    pub async fn start(&self) -> Running {
+        self.start_named("worker").await
+    }
+
+    pub async fn start_named(&self, name: &str) -> Running {
+        leadpost::config::check(&self.settings).unwrap();
+        let worker = Worker::new(self.settings.clone(), name).unwrap();
+        let shutdown = Shutdown::default();
+        assert!(worker.prepare(true, &shutdown).await.unwrap());
+        let (health, metrics) = (worker.health(), worker.metrics());
+        let task = tokio::spawn(worker.run(shutdown.clone()));
+        Running { shutdown, health, metrics, task }
+    }
+
+    /// A valid lead of this name, as JSON.
+    pub fn lead(name: &str) -> String {
+        format!(r#"{{"name":"{name}","email":"{name}@example.com","assistantId":61}}"#)
+    }
+
+    /// Publishes a lead of this name under a random id.
+    pub async fn publish(&self, name: &str) -> LeadId {
+        self.publish_body(&Self::lead(name)).await
+    }
+
+    /// Publishes this body under a random id.
+    pub async fn publish_body(&self, body: &str) -> LeadId {
+        let id = LeadId(Uuid::new_v4());
+        self.broker.publish(Message::new(id, body)).await;
+        id
+    }
+
+    /// The lead as the ledger has it; it must be there.
+    pub async fn show(&self, id: LeadId) -> LeadRecord {
+        self.ledger.show(id).await.unwrap().unwrap_or_else(|| panic!("lead {id} is not in the ledger"))
+    }
+
+    pub async fn state(&self, id: LeadId) -> Option<LeadState> {
+        self.ledger.show(id).await.unwrap().map(|lead| lead.state)
+    }
+
+    /// Waits until the lead is in this state.
+    pub async fn until_state(&self, id: LeadId, state: LeadState) -> LeadRecord {
+        self.until(&format!("lead {id} is {state}"), async || self.state(id).await == Some(state)).await;
+        self.show(id).await
+    }
+
+    /// Waits until the lead has made so many attempts and is not being posted.
+    pub async fn until_attempts(&self, id: LeadId, attempts: i32) -> LeadRecord {
+        self.until(&format!("lead {id} has {attempts} attempts"), async || {
+            let lead = self.ledger.show(id).await.unwrap();
+            lead.is_some_and(|lead| lead.attempts >= attempts && lead.leased_by.is_none())
+        })
+        .await;
+        self.show(id).await
+    }
+
+    /// Waits until so many leads are in this state.
+    pub async fn until_count(&self, state: LeadState, n: i64) {
+        self.until(&format!("{n} leads are {state}"), async || {
+            self.ledger.status().await.unwrap().states[&state] == n
+        })
+        .await;
+    }
+
+    /// Waits until something holds, looking again and again, up to [`DEADLINE`].
+    pub async fn until(&self, what: &str, mut holds: impl AsyncFnMut() -> bool) {
+        let holding = async {
+            while !holds().await {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        assert!(tokio::time::timeout(DEADLINE, holding).await.is_ok(), "waited in vain until {what}");
+    }
+
+    /// Moves the ledger's time: everything that is due in `by` or less is due now, and every lead is so much older.
+    pub async fn pass(&self, by: Duration) {
+        let sql = "update leads set next_attempt_at = next_attempt_at - $1 * interval '1 second', \
+                   budget_from = budget_from - $1 * interval '1 second'";
+        sqlx::query(sql).bind(by.as_secs_f64()).execute(&self.database.pool).await.unwrap();
+    }
+
+    /// In how long the lead is due.
+    pub async fn due_in(&self, id: LeadId) -> Duration {
+        let seconds: f64 =
+            sqlx::query_scalar("select extract(epoch from next_attempt_at - now())::float8 from leads where id = $1")
+                .bind(id.0)
+                .fetch_one(&self.database.pool)
+                .await
+                .unwrap();
+        Duration::try_from_secs_f64(seconds).unwrap_or(Duration::ZERO)
+    }
+
+    /// How many posts the API received for this lead.
+    pub fn posts(&self, id: LeadId) -> usize {
+        self.sandbox.journal().posts_for(id.0).len()
+    }
+
+    /// The attempts of a lead in one line each, such as `retry 503`.
+    pub async fn story(&self, id: LeadId) -> Vec<String> {
+        let lead = self.show(id).await;
+        let line = |attempt: &leadpost::ledger::AttemptRecord| match attempt.http_status {
+            Some(status) => format!("{} {status}", attempt.outcome),
+            None => attempt.outcome.clone(),
+        };
+        lead.history.iter().map(line).collect()
+    }
+
+    /// All invariants of the ledger hold; the queue is empty; no message is unacknowledged; each post that the API received has
+    /// its attempt, and no lead was under way twice at a time.
+    pub async fn check_books(&self) {
+        let verification = self.ledger.verify().await.unwrap();
+        let broken: Vec<_> = verification.checks.iter().filter(|check| check.broken > 0).collect();
+        assert!(broken.is_empty(), "{broken:#?}");
+        let posts = self.sandbox.journal().posts().len();
+        let attempts: i64 = sqlx::query_scalar("select count(*) from attempts where outcome <> 'not_sent'")
+            .fetch_one(&self.database.pool)
+            .await
+            .unwrap();
+        assert!(i64::try_from(posts).unwrap() <= attempts, "{posts} posts, but {attempts} attempts on record");
+        let overlaps = self.sandbox.journal().posts().iter().filter(|post| post.overlapped).count();
+        assert_eq!(overlaps, 0, "a lead was posted twice at a time");
+    }
+
+    /// Stops the worker, checks the books, and that nothing is left in the queue.
+    pub async fn finish(self, running: Running) {
+        assert_eq!(running.stop().await, Stopped::Cleanly);
+        assert_eq!(self.broker.depth().await, 0, "messages are left in the queue");
+        self.check_books().await;
+    }
+}
+
+/// A worker in this process.
+pub struct Running {
+    pub shutdown: Shutdown,
+    pub health: Arc<Health>,
+    pub metrics: Arc<Metrics>,
+    pub task: JoinHandle<Result<Stopped, leadpost::worker::StartError>>,
+}
+
+impl Running {
+    /// Asks it to stop, and waits until it has.
+    pub async fn stop(self) -> Stopped {
+        self.shutdown.drain.cancel();
+        tokio::time::timeout(DEADLINE, self.task).await.expect("must stop in time").unwrap().unwrap()
+    }
+}
