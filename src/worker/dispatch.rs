@@ -234,7 +234,7 @@ impl Trip<'_> {
     fn note(&mut self, outcome: &Outcome, started_at: Instant, exchange: Option<&Exchange>) {
         let duration = started_at.elapsed();
         Metrics::observe(&self.dispatch.metrics.post_seconds, duration);
-        Metrics::count(&self.dispatch.metrics.attempts, outcome.as_str());
+        self.dispatch.metrics.attempts.count(outcome.as_str());
         let answer = match exchange {
             Some(Exchange::Answered(answer)) => Some(answer),
             Some(Exchange::NotSent(_) | Exchange::Unknown(_)) | None => None,
