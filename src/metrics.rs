@@ -134,7 +134,11 @@ impl Metrics {
             rabbitmq_up: gauge(r, "rabbitmq_up", "1 while RabbitMQ can be reached"),
             postgres_up: gauge(r, "postgres_up", "1 while Postgres can be written"),
             tokens: gauge(r, "tokens_fetched", "Access tokens fetched by this process"),
-            max_delivery_count: gauge(r, "max_delivery_count", "The most often that a message had been delivered before"),
+            max_delivery_count: gauge(
+                r,
+                "max_delivery_count",
+                "The most often that a message had been delivered before",
+            ),
             registry,
         }
     }

@@ -60,7 +60,12 @@ pub(super) struct Settling {
 
 impl Dispatch {
     /// Carries a lead to where it can be settled. The permit is let go when that is on its way.
-    pub(super) async fn carry(self: Arc<Self>, in_hand: InHand, permit: OwnedSemaphorePermit, settle: mpsc::Sender<Settling>) {
+    pub(super) async fn carry(
+        self: Arc<Self>,
+        in_hand: InHand,
+        permit: OwnedSemaphorePermit,
+        settle: mpsc::Sender<Settling>,
+    ) {
         let (leased, is_probe) = (in_hand.leased.clone(), in_hand.is_probe);
         let started_at = Instant::now();
         let settling = match AssertUnwindSafe(self.post(in_hand)).catch_unwind().await {
@@ -142,7 +147,8 @@ impl Dispatch {
     }
 
     fn panicked(&self, leased: &Leased, is_probe: bool, started_at: Instant) -> Settling {
-        let reason = Reason::new("worker_panic", "the worker failed while it handled this lead, perhaps after it had posted");
+        let reason =
+            Reason::new("worker_panic", "the worker failed while it handled this lead, perhaps after it had posted");
         tracing::error!(lead.id = %leased.id, "the task of a lead has panicked; this is a bug");
         let mut trip = Trip { dispatch: self, leased, is_probe, attempts: Vec::new(), blamed: Vec::new() };
         let outcome = Outcome::Uncertain(reason);
@@ -211,8 +217,12 @@ impl Trip<'_> {
         }
         self.tell(match &outcome {
             Outcome::Delivered(_) | Outcome::Duplicate(_) | Outcome::Rejected(_) => Signal::Passed,
-            Outcome::Systemic(reason) | Outcome::Unauthorized(reason) => Signal::Suspect(self.leased.id, reason.clone()),
-            Outcome::Retry(reason, _) | Outcome::Uncertain(reason) | Outcome::NotSent(reason) => Signal::Failed(reason.clone()),
+            Outcome::Systemic(reason) | Outcome::Unauthorized(reason) => {
+                Signal::Suspect(self.leased.id, reason.clone())
+            }
+            Outcome::Retry(reason, _) | Outcome::Uncertain(reason) | Outcome::NotSent(reason) => {
+                Signal::Failed(reason.clone())
+            }
         });
         if let Outcome::Retry(reason, Some(wait)) = &outcome {
             self.dispatch.flow.hold(*wait, reason, Instant::now());
@@ -255,10 +265,8 @@ impl Trip<'_> {
 
     fn next(&self, outcome: &Outcome) -> Next {
         let charged = u32::try_from(self.attempts.iter().filter(|attempt| attempt.charged).count()).unwrap_or(0);
-        let facts = Facts {
-            charged: self.leased.charged + charged,
-            age: self.leased.age + self.leased.leased_at.elapsed(),
-        };
+        let facts =
+            Facts { charged: self.leased.charged + charged, age: self.leased.age + self.leased.leased_at.elapsed() };
         self.dispatch.policy.next(outcome, facts, fastrand::f64())
     }
 

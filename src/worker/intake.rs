@@ -288,7 +288,8 @@ impl Intake {
         let mut permit = first;
         let more = self.flow.window.available_permits().min(self.settings.flow.batch - 1);
         if more > 0
-            && let Ok(more) = Arc::clone(&self.flow.window).try_acquire_many_owned(u32::try_from(more).unwrap_or(u32::MAX))
+            && let Ok(more) =
+                Arc::clone(&self.flow.window).try_acquire_many_owned(u32::try_from(more).unwrap_or(u32::MAX))
         {
             permit.merge(more);
         }
@@ -443,7 +444,11 @@ impl Intake {
     }
 
     /// Commits, holding the batch while the ledger is away, up to a limit.
-    async fn commit(&self, arrivals: &Arc<[Arrival]>, lease: Option<(Uuid, Duration)>) -> Result<Vec<Fate>, LedgerError> {
+    async fn commit(
+        &self,
+        arrivals: &Arc<[Arrival]>,
+        lease: Option<(Uuid, Duration)>,
+    ) -> Result<Vec<Fate>, LedgerError> {
         let since = Instant::now();
         let mut tries = 0;
         let mut arrivals = Arc::clone(arrivals);
@@ -524,7 +529,8 @@ impl Intake {
             }
             Fate::Invalid(id) => {
                 self.metrics.ended.count("invalid");
-                let codes: Vec<&str> = read.arrival.violations.iter().map(|violation| violation.code.as_str()).collect();
+                let codes: Vec<&str> =
+                    read.arrival.violations.iter().map(|violation| violation.code.as_str()).collect();
                 for code in &codes {
                     self.metrics.violations.count(code);
                 }
@@ -567,11 +573,7 @@ fn is_whole(arrival: &Arrival) -> bool {
 /// What is left of a message that cannot be stored: its bytes, and that it is not a lead.
 fn body_alone(arrival: &Arrival) -> Arrival {
     let message = "the ledger could not store the message with its properties; its body is kept";
-    Arrival {
-        message_id: None,
-        violations: vec![Violation::of_message(Code::Unstorable, message)],
-        ..arrival.clone()
-    }
+    Arrival { message_id: None, violations: vec![Violation::of_message(Code::Unstorable, message)], ..arrival.clone() }
 }
 
 /// The last receipt of each connection in a batch: it acknowledges all before it.

@@ -43,7 +43,11 @@ impl Policy {
     /// Whether an attempt with this outcome counts towards the lead's budget. A fault of the system does not.
     pub(super) fn charges(outcome: &Outcome) -> bool {
         match outcome {
-            Outcome::Delivered(_) | Outcome::Duplicate(_) | Outcome::Rejected(_) | Outcome::Retry(..) | Outcome::Uncertain(_) => true,
+            Outcome::Delivered(_)
+            | Outcome::Duplicate(_)
+            | Outcome::Rejected(_)
+            | Outcome::Retry(..)
+            | Outcome::Uncertain(_) => true,
             Outcome::Unauthorized(_) | Outcome::Systemic(_) | Outcome::NotSent(_) => false,
         }
     }

@@ -5,8 +5,22 @@ use std::path::{Path, PathBuf};
 
 /// From top to bottom: a module may use those before it.
 const ORDER: [&str; 16] = [
-    "config", "telemetry", "lifecycle", "http", "schedule", "lead", "broker", "ledger", "auth", "destination", "flow", "metrics",
-    "worker", "admin", "sandbox", "cli",
+    "config",
+    "telemetry",
+    "lifecycle",
+    "http",
+    "schedule",
+    "lead",
+    "broker",
+    "ledger",
+    "auth",
+    "destination",
+    "flow",
+    "metrics",
+    "worker",
+    "admin",
+    "sandbox",
+    "cli",
 ];
 
 /// A crate, and the only modules that name it.
@@ -52,7 +66,10 @@ fn house() -> Vec<(String, String, String)> {
 fn a_module_uses_only_those_above_it() {
     let mut broken = BTreeSet::new();
     for (module, name, code) in house() {
-        let place = ORDER.iter().position(|known| *known == module).unwrap_or_else(|| panic!("{module} has no place in the house"));
+        let place = ORDER
+            .iter()
+            .position(|known| *known == module)
+            .unwrap_or_else(|| panic!("{module} has no place in the house"));
         for below in &ORDER[place + 1..] {
             if code.contains(&format!("crate::{below}::")) || code.contains(&format!("crate::{below};")) {
                 broken.insert(format!("{name} uses {below}"));
@@ -74,7 +91,8 @@ fn a_crate_is_named_only_where_it_is_at_home() {
 
 #[test]
 fn the_pure_parts_have_no_clock_no_chance_and_no_waiting() {
-    let pure = ["lead/", "destination/outcome.rs", "schedule.rs", "flow/circuit.rs", "flow/rate.rs", "worker/verdict.rs"];
+    let pure =
+        ["lead/", "destination/outcome.rs", "schedule.rs", "flow/circuit.rs", "flow/rate.rs", "worker/verdict.rs"];
     for (_, name, code) in house().into_iter().filter(|(_, name, _)| pure.iter().any(|pure| name.starts_with(pure))) {
         for banned in ["async ", ".await", "Instant::now", "SystemTime::now", "fastrand::", "new_v4", "now_v7"] {
             assert!(!code.contains(banned), "{name} has {banned}");

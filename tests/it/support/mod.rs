@@ -16,8 +16,8 @@ use leadpost::worker::{Health, Stopped, Worker};
 use tokio::task::JoinHandle;
 use uuid::Uuid;
 
-pub use broker::Message;
 use broker::Broker;
+pub use broker::Message;
 use database::Database;
 
 /// Nothing in these tests takes longer unless it is broken.
@@ -121,10 +121,8 @@ impl World {
 
     /// Waits until so many leads are in this state.
     pub async fn until_count(&self, state: LeadState, n: i64) {
-        self.until(&format!("{n} leads are {state}"), async || {
-            self.ledger.status().await.unwrap().states[&state] == n
-        })
-        .await;
+        self.until(&format!("{n} leads are {state}"), async || self.ledger.status().await.unwrap().states[&state] == n)
+            .await;
     }
 
     /// Waits until something holds, looking again and again, up to [`DEADLINE`].
