@@ -1,7 +1,5 @@
 //! What each lead costs in the parts that do nothing but compute: `cargo bench --bench pure`.
 
-#![expect(missing_docs, reason = "the macro's functions need none")]
-
 use std::hint::black_box;
 use std::time::Duration;
 

@@ -254,7 +254,8 @@ mod tests {
 
     #[test]
     fn contradictions_name_both_keys() {
-        let cases: [(fn(&mut Settings), [&str; 2]); 6] = [
+        type Change = fn(&mut Settings);
+        let cases: [(Change, [&str; 2]); 6] = [
             (|s| s.flow.lease_ms = 40_000, ["flow.lease_ms", "destination.request.timeout_ms"]),
             (|s| s.amqp.prefetch = 10, ["amqp.prefetch", "flow.concurrency"]),
             (|s| s.destination.request.connect_timeout_ms = 30_000, ["connect_timeout_ms", "request.timeout_ms"]),

@@ -200,7 +200,7 @@ fn collect_json(value: &Json, path: &str, keys: &mut Vec<String>) {
 fn reject_unknown(own: &Config) -> Result<(), ConfigError> {
     let known = known_keys();
     let mut given = Vec::new();
-    collect_given(&own.cache, "", &known, &mut given);
+    collect_given(&own.cache, "", &mut given);
     let problems: Vec<String> = given
         .into_iter()
         .filter(|key| !known.contains(key))
@@ -212,12 +212,12 @@ fn reject_unknown(own: &Config) -> Result<(), ConfigError> {
     if problems.is_empty() { Ok(()) } else { Err(ConfigError(problems)) }
 }
 
-fn collect_given(value: &Value, path: &str, known: &[String], given: &mut Vec<String>) {
+fn collect_given(value: &Value, path: &str, given: &mut Vec<String>) {
     match &value.kind {
         ValueKind::Table(members) if !OPEN_TABLES.contains(&path) => {
             for (name, member) in members.iter().collect::<BTreeMap<_, _>>() {
                 let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
-                collect_given(member, &path, known, given);
+                collect_given(member, &path, given);
             }
         }
         _ if path.is_empty() => {}

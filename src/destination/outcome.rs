@@ -3,6 +3,9 @@
 //! Pure: an [`Exchange`] and the destination's [`ResponseRules`] give an [`Outcome`]. The order of the rules is the order of
 //! the sets in [`ResponseRules`]; every status from 100 to 599 has exactly one outcome.
 
+// A new variant must be decided about, not swept up.
+#![warn(clippy::wildcard_enum_match_arm)]
+
 use std::time::Duration;
 
 use serde_json::Value;

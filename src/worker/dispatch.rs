@@ -103,7 +103,7 @@ impl Dispatch {
         let slot = self.flow.slots.acquire().await;
         let next = match trip.token().await {
             Ok(token) => trip.post(token, json).await,
-            Err(next) => next,
+            Err(next) => *next,
         };
         drop(slot);
         trip.settling(next)
@@ -170,7 +170,7 @@ struct Trip<'a> {
 
 impl Trip<'_> {
     /// A token, if the post may go ahead.
-    async fn token(&mut self) -> Result<Token, Next> {
+    async fn token(&mut self) -> Result<Token, Box<Next>> {
         self.gate()?;
         match self.dispatch.tokens.get().await {
             Ok(token) => {
@@ -178,12 +178,12 @@ impl Trip<'_> {
                 self.gate()?;
                 Ok(token)
             }
-            Err(error) => Err(self.no_token(&error)),
+            Err(error) => Err(Box::new(self.no_token(&error))),
         }
     }
 
     /// Whether the post may go ahead; if not, the lead is handed back.
-    fn gate(&mut self) -> Result<(), Next> {
+    fn gate(&mut self) -> Result<(), Box<Next>> {
         let refused = if self.dispatch.drain.is_cancelled() {
             Some((Duration::ZERO, Reason::new("stopped", "the worker stopped before it was posted")))
         } else if !self.dispatch.has_time(self.leased) {
@@ -194,7 +194,7 @@ impl Trip<'_> {
         match refused {
             Some((after, reason)) => {
                 self.tell(Signal::Nothing);
-                Err(again(after, &reason))
+                Err(Box::new(again(after, &reason)))
             }
             None => Ok(()),
         }
@@ -207,7 +207,7 @@ impl Trip<'_> {
             self.dispatch.tokens.invalidate(&token);
             let token = match self.token().await {
                 Ok(token) => token,
-                Err(next) => return next,
+                Err(next) => return *next,
             };
             outcome = self.post_once(&token, &json).await;
             if let Outcome::Unauthorized(reason) = outcome {

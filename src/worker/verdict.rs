@@ -1,5 +1,8 @@
 //! From an outcome to what is next for the lead. Pure.
 
+// A new variant must be decided about, not swept up.
+#![warn(clippy::wildcard_enum_match_arm)]
+
 use std::time::Duration;
 
 use crate::config::{OnUncertain, Settings};
