@@ -15,6 +15,9 @@
 //!   each is blamed once.
 //! - The first probe after a systemic answer comes at once: if it was the lead's own fault, nothing is lost but one exchange.
 
+// A new variant must be decided about, not swept up.
+#![warn(clippy::wildcard_enum_match_arm)]
+
 use std::time::Duration;
 
 use serde::Serialize;

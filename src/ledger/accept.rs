@@ -24,7 +24,11 @@ impl Ledger {
     ///
     /// # Errors
     /// That nothing was accepted, or that nobody knows. Either way no message may be acknowledged.
-    pub async fn accept(&self, arrivals: Arc<[Arrival]>, lease: Option<(Uuid, Duration)>) -> Result<Vec<Fate>, LedgerError> {
+    pub async fn accept(
+        &self,
+        arrivals: Arc<[Arrival]>,
+        lease: Option<(Uuid, Duration)>,
+    ) -> Result<Vec<Fate>, LedgerError> {
         let ledger = self.clone();
         self.pool
             .run("accept leads", move |pool| {
@@ -96,12 +100,14 @@ impl Batch<'_> {
         // A wave holds each id once; what shares its id with an earlier one, or needs another id, is in the next.
         while !waiting.is_empty() {
             let mut ids = HashSet::with_capacity(waiting.len());
-            let (mut wave, rest): (Vec<Entry>, Vec<Entry>) = waiting.into_iter().partition(|entry| ids.insert(entry.id));
+            let (mut wave, rest): (Vec<Entry>, Vec<Entry>) =
+                waiting.into_iter().partition(|entry| ids.insert(entry.id));
             waiting = rest;
             // In one order everywhere, so that two batches do not wait for each other in a circle.
             wave.sort_unstable_by_key(|entry| entry.id);
             let inserted = self.insert(connection, &wave).await?;
-            let (new, known): (Vec<Entry>, Vec<Entry>) = wave.into_iter().partition(|entry| inserted.contains(&entry.id));
+            let (new, known): (Vec<Entry>, Vec<Entry>) =
+                wave.into_iter().partition(|entry| inserted.contains(&entry.id));
             for entry in new {
                 fates[entry.at] = Some(self.fate_of_new(&entry));
             }
@@ -262,7 +268,11 @@ impl Batch<'_> {
         Ok(again)
     }
 
-    async fn look_up(&self, connection: &mut PgConnection, known: &[Entry]) -> Result<HashMap<LeadId, Known>, sqlx::Error> {
+    async fn look_up(
+        &self,
+        connection: &mut PgConnection,
+        known: &[Entry],
+    ) -> Result<HashMap<LeadId, Known>, sqlx::Error> {
         let ids: Vec<Uuid> = known.iter().map(|entry| entry.id.0).collect();
         let bodies: Vec<&[u8]> = known.iter().map(|entry| &*self.arrival(entry).body).collect();
         let rows = sqlx::query(
@@ -352,7 +362,11 @@ fn decide(known: &Known, arrival: &Arrival) -> Decision {
     }
     match known.state {
         LeadState::Pending | LeadState::Delivered | LeadState::Duplicate => {
-            if known.same_body { Decision::Repeat } else { Decision::Conflict }
+            if known.same_body {
+                Decision::Repeat
+            } else {
+                Decision::Conflict
+            }
         }
         LeadState::Invalid | LeadState::Rejected | LeadState::Exhausted => {
             // A redelivery of the very message that ended this way must not start it again. With another body it cannot be one.
@@ -409,14 +423,18 @@ impl<'a> Columns<'a> {
                 (LeadState::Invalid, _) => (Some(INVALID_CODE), Some(sentence(arrival))),
                 (held, other) => {
                     let other = other.map(|id| id.to_string()).unwrap_or_default();
-                    let reason = format!("came with another body under the id of lead {other}, which is {held}; requeue it to send it");
+                    let reason = format!(
+                        "came with another body under the id of lead {other}, which is {held}; requeue it to send it"
+                    );
                     (Some("id_conflict"), Some(reason))
                 }
             };
             columns.codes.push(code);
             columns.reasons.push(reason);
             columns.violations.push(match state {
-                LeadState::Invalid => Some(serde_json::to_string(&arrival.violations).unwrap_or_else(|_| "[]".to_owned())),
+                LeadState::Invalid => {
+                    Some(serde_json::to_string(&arrival.violations).unwrap_or_else(|_| "[]".to_owned()))
+                }
                 _ => None,
             });
         }
@@ -452,7 +470,9 @@ mod tests {
         ];
         for (state, same, other) in table {
             for (same_body, expected) in [(true, same), (false, other)] {
-                for ((redelivered, replay), expected) in [(false, false), (true, false), (true, true)].into_iter().zip(expected) {
+                for ((redelivered, replay), expected) in
+                    [(false, false), (true, false), (true, true)].into_iter().zip(expected)
+                {
                     let arrival = Arrival {
                         id: LeadId::of_content(b""),
                         body: Bytes::new(),

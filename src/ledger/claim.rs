@@ -189,7 +189,8 @@ fn of_expired(row: &PgRow, decide: &dyn Fn(&Expired) -> Next) -> Result<Settleme
     let since = seconds(row, "since")?;
     let id = LeadId(row.try_get("id")?);
     let expired = Expired { id, charged: count(row, "charged")?, age: seconds(row, "age")? };
-    let reason = "the lease ran out before the attempt was settled: the worker died or was cut off, perhaps after it had posted";
+    let reason =
+        "the lease ran out before the attempt was settled: the worker died or was cut off, perhaps after it had posted";
     Ok(Settlement {
         id,
         lease: row.try_get("lease")?,

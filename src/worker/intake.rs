@@ -45,6 +45,9 @@ const PROBE_WAIT: Duration = Duration::from_millis(500);
 /// How long stopping waits for the consumer to be cancelled.
 const CANCEL_WAIT: Duration = Duration::from_secs(5);
 
+/// Nothing is waited for longer without a look at what else has changed.
+const LOOK_AROUND: Duration = Duration::from_secs(5);
+
 /// Longer message ids are kept in part.
 const MAX_MESSAGE_ID_CHARS: usize = 255;
 
@@ -114,6 +117,11 @@ impl Intake {
         let mut writable = false;
         while !stop.is_cancelled() {
             self.health.turned();
+            // The settle loop may have found out first: with all places taken, nothing is accepted that could.
+            if self.health.ledger_down_for() > HOLD {
+                self.taken.clear();
+                writable = false;
+            }
             if !writable {
                 self.inbox.want(Want::Return);
                 writable = self.wait_for_ledger(&stop).await;
@@ -165,7 +173,7 @@ impl Intake {
             self.park().await?;
         }
         let mut arrived = Vec::new();
-        let until = until.min(Instant::now() + Duration::from_secs(30));
+        let until = until.min(Instant::now() + LOOK_AROUND);
         tokio::select! {
             () = stop.cancelled() => {}
             () = self.flow.changed() => {}
@@ -272,14 +280,16 @@ impl Intake {
     async fn reserve(&self, stop: &CancellationToken) -> Option<Option<OwnedSemaphorePermit>> {
         let first = tokio::select! {
             () = stop.cancelled() => return None,
-            // The circuit may open while all places are taken.
+            // The circuit may open while all places are taken, or the ledger go away.
             () = self.flow.changed() => return None,
+            () = tokio::time::sleep(LOOK_AROUND) => return None,
             permit = Arc::clone(&self.flow.window).acquire_owned() => permit.ok()?,
         };
         let mut permit = first;
         let more = self.flow.window.available_permits().min(self.settings.flow.batch - 1);
         if more > 0
-            && let Ok(more) = Arc::clone(&self.flow.window).try_acquire_many_owned(u32::try_from(more).unwrap_or(u32::MAX))
+            && let Ok(more) =
+                Arc::clone(&self.flow.window).try_acquire_many_owned(u32::try_from(more).unwrap_or(u32::MAX))
         {
             permit.merge(more);
         }
@@ -434,7 +444,11 @@ impl Intake {
     }
 
     /// Commits, holding the batch while the ledger is away, up to a limit.
-    async fn commit(&self, arrivals: &Arc<[Arrival]>, lease: Option<(Uuid, Duration)>) -> Result<Vec<Fate>, LedgerError> {
+    async fn commit(
+        &self,
+        arrivals: &Arc<[Arrival]>,
+        lease: Option<(Uuid, Duration)>,
+    ) -> Result<Vec<Fate>, LedgerError> {
         let since = Instant::now();
         let mut tries = 0;
         let mut arrivals = Arc::clone(arrivals);
@@ -508,16 +522,17 @@ impl Intake {
             Fate::Repeated(..) => "repeated",
             Fate::Held(..) => "held",
         };
-        Metrics::count(&self.metrics.messages, kind);
+        self.metrics.messages.count(kind);
         match fate {
             Fate::Leased(leased) if leased.origin == Origin::Conflict => {
                 tracing::warn!(lead.id = %leased.id, came_as = %read.arrival.id, "id conflict: another body under an id that is taken; accepted as a lead of its own");
             }
             Fate::Invalid(id) => {
-                Metrics::count(&self.metrics.ended, "invalid");
-                let codes: Vec<&str> = read.arrival.violations.iter().map(|violation| violation.code.as_str()).collect();
+                self.metrics.ended.count("invalid");
+                let codes: Vec<&str> =
+                    read.arrival.violations.iter().map(|violation| violation.code.as_str()).collect();
                 for code in &codes {
-                    Metrics::count(&self.metrics.violations, code);
+                    self.metrics.violations.count(code);
                 }
                 tracing::info!(lead.id = %id, state = "invalid", codes = codes.join(","), "lead settled");
             }
@@ -558,11 +573,7 @@ fn is_whole(arrival: &Arrival) -> bool {
 /// What is left of a message that cannot be stored: its bytes, and that it is not a lead.
 fn body_alone(arrival: &Arrival) -> Arrival {
     let message = "the ledger could not store the message with its properties; its body is kept";
-    Arrival {
-        message_id: None,
-        violations: vec![Violation::of_message(Code::Unstorable, message)],
-        ..arrival.clone()
-    }
+    Arrival { message_id: None, violations: vec![Violation::of_message(Code::Unstorable, message)], ..arrival.clone() }
 }
 
 /// The last receipt of each connection in a batch: it acknowledges all before it.
