@@ -292,3 +292,21 @@ async fn a_token_endpoint_that_goes_away_later_is_not_charged_to_the_leads_eithe
     assert_eq!(world.number("select sum(charged)::bigint from leads").await, 21);
     world.finish(running).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lead_for_which_every_token_is_refused_is_rejected_in_the_end_and_the_others_are_delivered() {
+    let (world, running) = started(World::new().await).await;
+    world.sandbox.faults().rule("bad@", None, Fault::status(401));
+    let bad = world.publish("bad").await;
+    for round in 1..=3 {
+        world.until_attempts(bad, 2 * round).await;
+        let good = world.publish_many(&format!("good{round}-"), 3).await;
+        world.until_delivered(&good).await;
+        world.until("posts go on", async || running.health.report().ready).await;
+        world.until("it is blamed", async || world.suspicions(bad).await == round).await;
+        world.pass(Duration::from_secs(60)).await;
+    }
+    let lead = world.until_state(bad, LeadState::Rejected).await;
+    assert_eq!((lead.attempts, lead.charged), (6, 0));
+    world.finish(running).await;
+}
