@@ -459,10 +459,12 @@ impl Intake {
                     return Ok(fates);
                 }
                 Err(error) if error.is_about_data() && arrivals.len() > 1 => {
-                    // Something in it cannot be stored: halves, until the culprit stands alone.
+                    // Something in it cannot be stored: halves, until the culprit stands alone. Each with a token of its own, as
+                    // a token stands for one transaction.
+                    let fresh = || lease.map(|(_, duration)| (Uuid::new_v4(), duration));
                     let (left, right) = arrivals.split_at(arrivals.len() / 2);
-                    let mut fates = Box::pin(self.commit(&left.into(), lease)).await?;
-                    fates.extend(Box::pin(self.commit(&right.into(), lease)).await?);
+                    let mut fates = Box::pin(self.commit(&left.into(), fresh())).await?;
+                    fates.extend(Box::pin(self.commit(&right.into(), fresh())).await?);
                     return Ok(fates);
                 }
                 Err(error) if error.is_about_data() && arrivals.iter().all(is_whole) => {
