@@ -2,6 +2,7 @@
 
 mod broker;
 mod database;
+pub mod scene;
 
 use std::sync::Arc;
 use std::time::Duration;
