@@ -1,5 +1,6 @@
 //! Replay from the operator's side: ended leads become pending again, in one transaction, with who, when and why.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use sqlx::Row as _;
@@ -75,8 +76,8 @@ impl Ledger {
                     };
                     if let Some(ids) = &ids {
                         let rows = sqlx::query(
-                            "select distinct t.id, l.state from unnest($1::uuid[]) as t (id) \
-                             left join leads l on l.id = t.id and l.destination = $2",
+                            "select t.id, l.state from unnest($1::uuid[]) with ordinality as t (id, place) \
+                             left join leads l on l.id = t.id and l.destination = $2 order by t.place",
                         )
                         .bind(ids)
                         .bind(&*ledger.destination)
