@@ -129,7 +129,7 @@ impl Ledger {
         let options = self.pool.options_with(MIGRATION_LOCK_TIMEOUT_MS, 0);
         // Its own task, as everything that writes.
         let task = tokio::spawn(async move {
-            let failed = |source| LedgerError::Database { doing: "connect to migrate", source };
+            let failed = |source| LedgerError::Database { doing: "bring the tables up to date", source };
             // A pool says only that it had to wait; this says why.
             pool::connect(&options).await.map_err(failed)?;
             let pool = PgPoolOptions::new().max_connections(1).connect_with(options).await.map_err(failed)?;

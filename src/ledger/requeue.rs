@@ -68,7 +68,9 @@ impl Ledger {
                         Requeued { requeued: 0, unknown: Vec::new(), pending: Vec::new(), delivered: Vec::new() };
                     let (ids, states, since) = match &requeue.selection {
                         Selection::Ids(ids) => {
-                            (Some(ids.iter().map(|id| id.0).collect::<Vec<Uuid>>()), Vec::new(), None)
+                            let mut seen = HashSet::new();
+                            let ids: Vec<Uuid> = ids.iter().map(|id| id.0).filter(|id| seen.insert(*id)).collect();
+                            (Some(ids), Vec::new(), None)
                         }
                         Selection::States(states, since) => {
                             (None, states.iter().map(|state| state.as_str()).collect::<Vec<_>>(), *since)
