@@ -209,3 +209,7 @@ impl Running {
         tokio::time::timeout(DEADLINE, self.task).await.expect("must stop in time").unwrap().unwrap()
     }
 }
+
+mod process;
+
+pub use process::{Process, get, run};
