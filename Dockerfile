@@ -11,8 +11,7 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry,sharing=locked \
 
 FROM debian:bookworm-slim
 LABEL org.opencontainers.image.title="leadpost" \
-      org.opencontainers.image.description="Posts leads from RabbitMQ to a lead API, and keeps a ledger in Postgres of what became of each" \
-      org.opencontainers.image.licenses="MIT OR Apache-2.0"
+      org.opencontainers.image.description="Posts leads from RabbitMQ to a lead API, and keeps a ledger in Postgres of what became of each"
 # The CA certificates come from the build image, so that this stage installs nothing and needs no network.
 COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
 COPY --from=build /leadpost /usr/local/bin/leadpost

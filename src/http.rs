@@ -139,7 +139,8 @@ pub async fn exchange(
     let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
     let wait = text(header::RETRY_AFTER)
         .and_then(|value| retry_after(value, text(header::DATE), SystemTime::now(), max_retry_after));
-    let is_html = text(header::CONTENT_TYPE).is_some_and(|kind| kind.trim_start().to_ascii_lowercase().starts_with("text/html"));
+    let is_html =
+        text(header::CONTENT_TYPE).is_some_and(|kind| kind.trim_start().to_ascii_lowercase().starts_with("text/html"));
     let status = response.status().as_u16();
 
     let mut body = Vec::new();
@@ -161,14 +162,20 @@ fn not_answered(error: reqwest::Error) -> Exchange {
         return Exchange::NotSent(Reason::new(code, format!("could not connect: {}", describe(error))));
     }
     if error.is_builder() {
-        return Exchange::NotSent(Reason::new("request_invalid", format!("no request could be made: {}", describe(error))));
+        return Exchange::NotSent(Reason::new(
+            "request_invalid",
+            format!("no request could be made: {}", describe(error)),
+        ));
     }
     if was_cancelled(&error) {
         let text = "the connection was closed before the request was written";
         return Exchange::NotSent(Reason::new("closed_before_request", text));
     }
     if error.is_timeout() {
-        return Exchange::Unknown(Reason::new("timeout", "no answer within the time limit; the request may have been read"));
+        return Exchange::Unknown(Reason::new(
+            "timeout",
+            "no answer within the time limit; the request may have been read",
+        ));
     }
     let text = format!("the connection broke before an answer; the request may have been read: {}", describe(error));
     Exchange::Unknown(Reason::new("connection_broken", text))

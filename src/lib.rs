@@ -1,4 +1,54 @@
-//! wip
+//! leadpost takes lead messages from RabbitMQ, checks them, gets a token, posts each lead to a lead API, and writes down in
+//! Postgres what happened, so that no lead is lost, none is posted twice without the ledger saying so, and any of them can be
+//! replayed.
+//!
+//! ```text
+//!  RabbitMQ ──> intake ──────────────> ledger ──────────────> dispatch ────────────> lead API
+//!               decode, validate       accept (commit)        authorize, post        7targets, ...
+//!               ack after the commit                              │
+//!                                      settle (commit) <──────────┘ outcome
+//!                                        │ pending again at T: claimed when due
+//! ```
+//!
+//! # What it promises
+//!
+//! 1. **Accept, then act.** A message is acknowledged only after its lead is committed in the ledger. From then on Postgres is the
+//!    only truth, and RabbitMQ is only the door.
+//! 2. **One claim, one post, one settle.** A lead is leased in one short transaction, posted with no transaction open, and settled in
+//!    one short transaction that is fenced by the lease.
+//! 3. **At least once, said aloud.** A post whose outcome is unknown is recorded as uncertain; `destination.on_uncertain` decides
+//!    what follows.
+//! 4. **Every lead is accounted for.** `leadpost verify` checks it, and every state says why in words.
+//! 5. **A fault of the system is never charged to a lead.** It pauses the flow and leaves the leads waiting.
+//! 6. **Nothing personal in the logs.**
+//!
+//! # The house
+//!
+//! Data flows down this list; a module may use those above it, never those below (a test in `tests/it/architecture.rs` holds it
+//! to that). [`cli`] comes last and sees everything.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`config`] | file, environment and flags to settings that were checked as a whole; presets of lead APIs |
+//! | [`telemetry`], [`lifecycle`] | log lines; signals to a drain |
+//! | [`http`], [`schedule`] | the one place where HTTP clients are built; delays between attempts |
+//! | [`lead`] | pure: bytes to a lead, or to all that is wrong with them; which lead a message is about |
+//! | [`broker`] | RabbitMQ: supervise, consume, acknowledge, publish. The only module that names `lapin` |
+//! | [`ledger`] | Postgres: accept, claim, settle, requeue, browse, verify. The only module that names `sqlx` |
+//! | [`auth`] | access tokens: one file per way of getting them, one cache for all |
+//! | [`destination`] | the post, and pure: what an answer means |
+//! | [`flow`] | when may a lead be sent: slots, rate, hold, circuit |
+//! | [`metrics`] | what is counted |
+//! | [`worker`] | the loops: intake, dispatch, settle, upkeep |
+//! | [`admin`] | health and metrics over HTTP |
+//! | [`sandbox`] | a stand-in lead API with faults, for trials and tests; uses none of the others |
+//! | [`cli`] | one file per command |
+//!
+//! # Where to start reading
+//!
+//! `worker::intake` is where a message becomes a lead, `worker::dispatch` is its way to the API, `ledger::accept` and
+//! `ledger::settle` are the two transactions around it, and `migrations/` is what is remembered.
+
 pub mod admin;
 pub mod auth;
 pub mod broker;

@@ -3,7 +3,6 @@
 use std::fmt;
 use std::time::Duration;
 
-use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -24,26 +23,31 @@ const BATCH_BUCKETS: [f64; 9] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 25
 /// What became of messages.
 pub const FATES: [&str; 7] = ["fresh", "replayed", "conflict", "parked", "invalid", "repeated", "held"];
 
-/// One label.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct Kind {
-    /// Which.
-    pub kind: &'static str,
+/// Counters that differ in one label, whose values are known beforehand.
+#[derive(Debug, Clone)]
+pub struct By {
+    label: &'static str,
+    family: Family<[(&'static str, &'static str); 1], Counter>,
 }
 
-type ByKind = Family<Kind, Counter>;
+impl By {
+    /// Counts one.
+    pub fn count(&self, value: &'static str) {
+        self.family.get_or_create(&[(self.label, value)]).inc();
+    }
+}
 
 /// All metrics of a worker.
 pub struct Metrics {
     registry: Registry,
     /// Messages by what became of them.
-    pub messages: ByKind,
+    pub messages: By,
     /// Violations by code.
-    pub violations: ByKind,
+    pub violations: By,
     /// Attempts by outcome.
-    pub attempts: ByKind,
+    pub attempts: By,
     /// Leads that came to an end, by state.
-    pub ended: ByKind,
+    pub ended: By,
     /// Deliveries that the API may not be working.
     pub warnings: Counter,
     /// Settlements that came too late to change anything.
@@ -80,13 +84,13 @@ impl Metrics {
     /// All at zero.
     pub fn new() -> Self {
         let mut registry = Registry::with_prefix("leadpost");
-        let family = |registry: &mut Registry, name: &str, help: &str, kinds: &[&'static str]| {
-            let family = ByKind::default();
-            for kind in kinds {
-                drop(family.get_or_create(&Kind { kind }));
+        let by = |registry: &mut Registry, name: &str, help: &str, label: &'static str, values: &[&'static str]| {
+            let by = By { label, family: Family::default() };
+            for value in values {
+                drop(by.family.get_or_create(&[(label, *value)]));
             }
-            registry.register(name, help, family.clone());
-            family
+            registry.register(name, help, by.family.clone());
+            by
         };
         let counter = |registry: &mut Registry, name: &str, help: &str| {
             let counter: Counter = Counter::default();
@@ -112,10 +116,10 @@ impl Metrics {
         let codes = Code::ALL.map(Code::as_str);
         let states = LeadState::ALL.map(LeadState::as_str);
         Self {
-            messages: family(r, "messages", "Messages taken, by what became of them", &FATES),
-            violations: family(r, "violations", "Violations found in messages, by code", &codes),
-            attempts: family(r, "attempts", "Posts, by outcome", &Outcome::NAMES),
-            ended: family(r, "leads_ended", "Leads that came to an end, by state", &states[1..]),
+            messages: by(r, "messages", "Messages taken, by what became of them", "fate", &FATES),
+            violations: by(r, "violations", "Violations found in messages, by code", "code", &codes),
+            attempts: by(r, "attempts", "Posts, by outcome", "outcome", &Outcome::NAMES),
+            ended: by(r, "leads_ended", "Leads that came to an end, by state", "state", &states[1..]),
             warnings: counter(r, "deliveries_with_warning", "Deliveries that the API may not be working"),
             late: counter(r, "late_settlements", "Settlements whose lease had run out"),
             expired: counter(r, "expired_leases", "Leads whose lease ran out, recorded as uncertain"),
@@ -130,14 +134,13 @@ impl Metrics {
             rabbitmq_up: gauge(r, "rabbitmq_up", "1 while RabbitMQ can be reached"),
             postgres_up: gauge(r, "postgres_up", "1 while Postgres can be written"),
             tokens: gauge(r, "tokens_fetched", "Access tokens fetched by this process"),
-            max_delivery_count: gauge(r, "max_delivery_count", "The most often that a message had been delivered before"),
+            max_delivery_count: gauge(
+                r,
+                "max_delivery_count",
+                "The most often that a message had been delivered before",
+            ),
             registry,
         }
-    }
-
-    /// Counts one of a kind.
-    pub fn count(family: &ByKind, kind: &'static str) {
-        family.get_or_create(&Kind { kind }).inc();
     }
 
     /// Observes a time.

@@ -6,9 +6,9 @@
 
 use std::time::Duration;
 
+use crate::config::Retry;
 use backoff::ExponentialBackoff;
 use backoff::backoff::Backoff;
-use crate::config::Retry;
 
 /// Exponential delays with jitter between the attempts of a lead.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -104,7 +104,9 @@ impl ClientCredentials {
 /// What a token endpoint's answer means (RFC 6749, sections 5.1 and 5.2). Pure.
 fn read(exchange: &Exchange, default_lifetime: Duration) -> Result<Grant, AuthError> {
     let answer = match exchange {
-        Exchange::NotSent(reason) | Exchange::Unknown(reason) => return Err(AuthError::Unavailable(reason.clone(), None)),
+        Exchange::NotSent(reason) | Exchange::Unknown(reason) => {
+            return Err(AuthError::Unavailable(reason.clone(), None));
+        }
         Exchange::Answered(answer) => answer,
     };
     let json = serde_json::from_slice::<Value>(&answer.body).unwrap_or(Value::Null);
@@ -146,7 +148,9 @@ fn refusal(answer: &Answer, json: &Value) -> AuthError {
     };
     let (code, hint) = match error {
         "invalid_client" => ("invalid_client", "check destination.auth.client_id and client_secret"),
-        "unauthorized_client" => ("unauthorized_client", "this client may not use client credentials; ask the API's operator"),
+        "unauthorized_client" => {
+            ("unauthorized_client", "this client may not use client credentials; ask the API's operator")
+        }
         "invalid_scope" => ("invalid_scope", "check destination.auth.scope"),
         "invalid_grant" => ("invalid_grant", "the client is not set up for client credentials; ask the API's operator"),
         "unsupported_grant_type" => ("unsupported_grant_type", "check destination.auth.token_url"),
@@ -170,10 +174,7 @@ mod tests {
     const DEFAULT: Duration = Duration::from_secs(300);
 
     fn answered(status: u16, body: &str) -> Result<Grant, AuthError> {
-        read(
-            &Exchange::Answered(Answer { status, body: body.as_bytes().to_vec(), ..Answer::default() }),
-            DEFAULT,
-        )
+        read(&Exchange::Answered(Answer { status, body: body.as_bytes().to_vec(), ..Answer::default() }), DEFAULT)
     }
 
     #[test]

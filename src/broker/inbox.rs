@@ -30,7 +30,10 @@ pub struct Message {
 
 impl fmt::Debug for Message {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Message").field("bytes", &self.body.len()).field("redelivered", &self.redelivered).finish_non_exhaustive()
+        f.debug_struct("Message")
+            .field("bytes", &self.body.len())
+            .field("redelivered", &self.redelivered)
+            .finish_non_exhaustive()
     }
 }
 

@@ -76,17 +76,16 @@ impl Publisher {
     /// When not all were confirmed. Publishing them again is safe: their ids are the same.
     pub async fn publish(&self, window: &[Outgoing]) -> Result<(), PublishError> {
         for _ in 0..MAX_TRIES {
-            let (returned, refused) =
-                match tokio::time::timeout(CONFIRM_TIMEOUT, self.publish_once(window)).await {
-                    Ok(result) => result?,
-                    Err(_) => {
-                        return Err(BrokerError::Timeout {
-                            doing: "confirm (is it short of memory or disk, and blocking publishers?)",
-                            waited: CONFIRM_TIMEOUT,
-                        }
-                        .into());
+            let (returned, refused) = match tokio::time::timeout(CONFIRM_TIMEOUT, self.publish_once(window)).await {
+                Ok(result) => result?,
+                Err(_) => {
+                    return Err(BrokerError::Timeout {
+                        doing: "confirm (is it short of memory or disk, and blocking publishers?)",
+                        waited: CONFIRM_TIMEOUT,
                     }
-                };
+                    .into());
+                }
+            };
             if !returned.is_empty() {
                 return Err(PublishError::Unroutable(returned.len(), self.queue.clone()));
             }
@@ -98,7 +97,8 @@ impl Publisher {
     }
 
     async fn publish_once(&self, window: &[Outgoing]) -> Result<(HashSet<String>, bool), BrokerError> {
-        let failed = |error: lapin::Error| BrokerError::Failed { doing: "take messages", text: crate::http::chain(&error) };
+        let failed =
+            |error: lapin::Error| BrokerError::Failed { doing: "take messages", text: crate::http::chain(&error) };
         let mut confirms = Vec::with_capacity(window.len());
         for message in window {
             let mut properties = BasicProperties::default()
@@ -112,7 +112,8 @@ impl Publisher {
                 properties = properties.with_headers(headers);
             }
             let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
-            let publish = self.channel.basic_publish("".into(), self.queue.as_str().into(), options, &message.body, properties);
+            let publish =
+                self.channel.basic_publish("".into(), self.queue.as_str().into(), options, &message.body, properties);
             confirms.push(publish.await.map_err(failed)?);
         }
         let mut returned = HashSet::new();

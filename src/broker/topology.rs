@@ -61,7 +61,13 @@ impl Topology {
         within(
             address.timeout,
             "bind the dead-letter queue",
-            channel.queue_bind(dead_letter(), dead_letter(), "".into(), QueueBindOptions::default(), FieldTable::default()),
+            channel.queue_bind(
+                dead_letter(),
+                dead_letter(),
+                "".into(),
+                QueueBindOptions::default(),
+                FieldTable::default(),
+            ),
         )
         .await?;
         let arguments = table(&[

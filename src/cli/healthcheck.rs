@@ -18,12 +18,8 @@ pub(super) struct HealthcheckArgs {
 
 pub(super) async fn run(args: &HealthcheckArgs) -> anyhow::Result<Exit> {
     let timeout = Duration::from_millis(args.timeout_ms);
-    let settings = crate::http::ClientSettings {
-        timeout,
-        connect_timeout: timeout,
-        idle_timeout: timeout,
-        proxy: "none",
-    };
+    let settings =
+        crate::http::ClientSettings { timeout, connect_timeout: timeout, idle_timeout: timeout, proxy: "none" };
     let client = crate::http::client(&settings)?;
     match client.get(args.url.clone()).send().await {
         Ok(response) => {

@@ -162,24 +162,32 @@ impl Cli {
 
 /// What kind of failure this is.
 fn exit_of(error: &anyhow::Error) -> Exit {
-    for cause in error.chain() {
-        if cause.is::<ConfigError>() {
-            return Exit::Config;
-        }
-        if let Some(LedgerError::Url(_) | LedgerError::Schema(_)) = cause.downcast_ref() {
-            return Exit::Config;
-        }
-        if let Some(BrokerError::Url(_)) = cause.downcast_ref() {
-            return Exit::Config;
-        }
-        if cause.is::<LedgerError>() || cause.is::<BrokerError>() || cause.is::<PublishError>() {
-            return Exit::Unreachable;
-        }
-        if let Some(StartError::Ledger(_) | StartError::Broker(_)) = cause.downcast_ref() {
-            continue;
-        }
+    error.chain().find_map(exit_of_cause).unwrap_or(Exit::No)
+}
+
+fn exit_of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<Exit> {
+    if cause.is::<ConfigError>() {
+        return Some(Exit::Config);
     }
-    Exit::No
+    let of_ledger = |error: &LedgerError| match error {
+        LedgerError::Url(_) | LedgerError::Schema(_) => Exit::Config,
+        LedgerError::Database { .. } | LedgerError::NoAnswer { .. } => Exit::Unreachable,
+    };
+    let of_broker = |error: &BrokerError| match error {
+        BrokerError::Url(_) => Exit::Config,
+        BrokerError::Timeout { .. } | BrokerError::Failed { .. } | BrokerError::NoQueue(_) => Exit::Unreachable,
+    };
+    // Transparent errors stand for their causes and hide them.
+    match cause.downcast_ref::<StartError>() {
+        Some(StartError::Ledger(error)) => return Some(of_ledger(error)),
+        Some(StartError::Broker(error)) => return Some(of_broker(error)),
+        Some(StartError::Http(_)) => return Some(Exit::Config),
+        None => {}
+    }
+    if cause.is::<PublishError>() {
+        return Some(Exit::Unreachable);
+    }
+    cause.downcast_ref::<LedgerError>().map(of_ledger).or_else(|| cause.downcast_ref::<BrokerError>().map(of_broker))
 }
 
 /// A ledger for a command, under a name that says who asks.

@@ -142,7 +142,10 @@ pub(super) async fn run(args: PublishArgs, source: &Source) -> anyhow::Result<Ex
 
     match args.output {
         Output::Json => print_json(&summary)?,
-        Output::Text if args.dry_run => say(&format!("{} read, {} valid, {} invalid; nothing published", summary.read, summary.valid, summary.invalid)),
+        Output::Text if args.dry_run => say(&format!(
+            "{} read, {} valid, {} invalid; nothing published",
+            summary.read, summary.valid, summary.invalid
+        )),
         Output::Text => say(&format!(
             "{} read, {} valid, {} invalid, {} published to {}",
             summary.read, summary.valid, summary.invalid, summary.published, settings.amqp.queue
@@ -151,7 +154,11 @@ pub(super) async fn run(args: PublishArgs, source: &Source) -> anyhow::Result<Ex
     Ok(if summary.invalid == 0 { Exit::Done } else { Exit::No })
 }
 
-async fn publish(publisher: Option<&Publisher>, window: &mut Vec<Outgoing>, summary: &mut Summary) -> anyhow::Result<()> {
+async fn publish(
+    publisher: Option<&Publisher>,
+    window: &mut Vec<Outgoing>,
+    summary: &mut Summary,
+) -> anyhow::Result<()> {
     if let Some(publisher) = publisher
         && !window.is_empty()
     {
@@ -187,7 +194,9 @@ fn check(rules: &LeadRules, body: &[u8], id_field: Option<&str>) -> Result<Check
         Err(violations) => {
             let problems: Vec<String> = violations
                 .iter()
-                .map(|violation| format!("{} [{}] {}", violation.field, violation.code, violation.message).trim().to_owned())
+                .map(|violation| {
+                    format!("{} [{}] {}", violation.field, violation.code, violation.message).trim().to_owned()
+                })
                 .collect();
             Ok(Checked::Invalid(id, problems.join("; ")))
         }
@@ -292,14 +301,18 @@ fn read_array(input: impl Read, to: &mpsc::Sender<Entry>) -> anyhow::Result<()> 
         }
     }
 
-    serde_json::Deserializer::from_reader(input).deserialize_seq(Leads(to)).context("the file is not a JSON array of leads")
+    serde_json::Deserializer::from_reader(input)
+        .deserialize_seq(Leads(to))
+        .context("the file is not a JSON array of leads")
 }
 
 /// Each row becomes an object with the header's names; empty cells are left out, ids of digits become numbers.
 fn read_csv(input: impl Read, to: &mpsc::Sender<Entry>) -> anyhow::Result<()> {
     let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::Headers).from_reader(input);
     let header = reader.headers().context("the CSV file has no header")?.clone();
-    if let Some(repeated) = header.iter().enumerate().find(|(at, name)| header.iter().take(*at).any(|other| other == *name)) {
+    if let Some(repeated) =
+        header.iter().enumerate().find(|(at, name)| header.iter().take(*at).any(|other| other == *name))
+    {
         let problem = format!("the CSV header names {:?} twice", repeated.1);
         return Err(ConfigError(vec![problem]).into());
     }
@@ -308,7 +321,8 @@ fn read_csv(input: impl Read, to: &mpsc::Sender<Entry>) -> anyhow::Result<()> {
             Ok(record) => {
                 let line = record.position().map_or(0, csv::Position::line);
                 let cells = header.iter().zip(record.iter()).filter(|(_, cell)| !cell.trim().is_empty());
-                let object: Vec<String> = cells.map(|(name, cell)| format!("{}:{}", json(name), value(name, cell))).collect();
+                let object: Vec<String> =
+                    cells.map(|(name, cell)| format!("{}:{}", json(name), value(name, cell))).collect();
                 (format!("line {line}"), Ok(format!("{{{}}}", object.join(",")).into_bytes()))
             }
             Err(error) => {

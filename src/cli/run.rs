@@ -66,7 +66,9 @@ pub(super) async fn run(args: RunArgs, source: &Source) -> anyhow::Result<Exit> 
             Ok(Exit::Done)
         }
         Stopped::InAHurry => {
-            tracing::warn!("stopped before everything was settled; leases of the rest will run out and count as uncertain");
+            tracing::warn!(
+                "stopped before everything was settled; leases of the rest will run out and count as uncertain"
+            );
             Ok(Exit::InAHurry)
         }
         Stopped::Broken => Ok(Exit::Broken),

@@ -106,16 +106,23 @@ pub fn check(settings: &Settings) -> Result<(), Vec<String>> {
     );
     require(
         postgres.lock_timeout_ms <= postgres.statement_timeout_ms,
-        "postgres.lock_timeout_ms is above postgres.statement_timeout_ms, which would strike first; lower it".to_owned(),
+        "postgres.lock_timeout_ms is above postgres.statement_timeout_ms, which would strike first; lower it"
+            .to_owned(),
     );
 
-    require(retry.max_attempts >= 1, "retry.max_attempts is 0: no lead would ever be posted; use at least 1".to_owned());
+    require(
+        retry.max_attempts >= 1,
+        "retry.max_attempts is 0: no lead would ever be posted; use at least 1".to_owned(),
+    );
     require(retry.initial_ms >= 1, "retry.initial_ms is 0; use at least 1".to_owned());
     require(
         retry.initial_ms <= retry.max_ms,
         format!("retry.initial_ms ({}) is above retry.max_ms ({})", retry.initial_ms, retry.max_ms),
     );
-    require((1.0..=100.0).contains(&retry.multiplier), format!("retry.multiplier is {}; use 1 to 100", retry.multiplier));
+    require(
+        (1.0..=100.0).contains(&retry.multiplier),
+        format!("retry.multiplier is {}; use 1 to 100", retry.multiplier),
+    );
     require((0.0..=1.0).contains(&retry.jitter), format!("retry.jitter is {}; use 0 to 1", retry.jitter));
     require(
         retry.max_age_ms == 0 || retry.max_age_ms > retry.initial_ms,
@@ -124,7 +131,10 @@ pub fn check(settings: &Settings) -> Result<(), Vec<String>> {
     if !settings.admin.listen.is_empty() {
         require(
             settings.admin.listen.parse::<std::net::SocketAddr>().is_ok(),
-            format!("admin.listen is {:?}; write an address and port such as 127.0.0.1:9090, or nothing", settings.admin.listen),
+            format!(
+                "admin.listen is {:?}; write an address and port such as 127.0.0.1:9090, or nothing",
+                settings.admin.listen
+            ),
         );
     }
     problems.extend(check_destination(settings));
@@ -137,9 +147,10 @@ fn check_destination(settings: &Settings) -> Vec<String> {
     if destination.mandatory.is_empty() {
         problems.push("destination.mandatory is empty; name the fields that a lead must have".to_owned());
     }
-    for (key, template) in
-        [("destination.auth.token_url", &destination.auth.token_url), ("destination.request.url", &destination.request.url)]
-    {
+    for (key, template) in [
+        ("destination.auth.token_url", &destination.auth.token_url),
+        ("destination.request.url", &destination.request.url),
+    ] {
         match fill_in(template, &destination.variables) {
             Err(missing) => problems.push(missing_variable(key, &missing)),
             Ok(url) => match Url::parse(&url) {
@@ -243,7 +254,8 @@ mod tests {
 
     #[test]
     fn contradictions_name_both_keys() {
-        let cases: [(fn(&mut Settings), [&str; 2]); 6] = [
+        type Change = fn(&mut Settings);
+        let cases: [(Change, [&str; 2]); 6] = [
             (|s| s.flow.lease_ms = 40_000, ["flow.lease_ms", "destination.request.timeout_ms"]),
             (|s| s.amqp.prefetch = 10, ["amqp.prefetch", "flow.concurrency"]),
             (|s| s.destination.request.connect_timeout_ms = 30_000, ["connect_timeout_ms", "request.timeout_ms"]),
@@ -260,7 +272,10 @@ mod tests {
     #[test]
     fn a_status_in_two_sets_is_refused() {
         let text = problems(|s| s.destination.response.retry = crate::config::StatusSet::of(&["409", "503"]));
-        assert!(text.contains("status 409 is in destination.response.duplicate and in destination.response.retry"), "{text}");
+        assert!(
+            text.contains("status 409 is in destination.response.duplicate and in destination.response.retry"),
+            "{text}"
+        );
     }
 
     #[test]

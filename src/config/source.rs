@@ -200,7 +200,7 @@ fn collect_json(value: &Json, path: &str, keys: &mut Vec<String>) {
 fn reject_unknown(own: &Config) -> Result<(), ConfigError> {
     let known = known_keys();
     let mut given = Vec::new();
-    collect_given(&own.cache, "", &known, &mut given);
+    collect_given(&own.cache, "", &mut given);
     let problems: Vec<String> = given
         .into_iter()
         .filter(|key| !known.contains(key))
@@ -212,12 +212,12 @@ fn reject_unknown(own: &Config) -> Result<(), ConfigError> {
     if problems.is_empty() { Ok(()) } else { Err(ConfigError(problems)) }
 }
 
-fn collect_given(value: &Value, path: &str, known: &[String], given: &mut Vec<String>) {
+fn collect_given(value: &Value, path: &str, given: &mut Vec<String>) {
     match &value.kind {
         ValueKind::Table(members) if !OPEN_TABLES.contains(&path) => {
             for (name, member) in members.iter().collect::<BTreeMap<_, _>>() {
                 let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
-                collect_given(member, &path, known, given);
+                collect_given(member, &path, given);
             }
         }
         _ if path.is_empty() => {}
@@ -306,7 +306,8 @@ mod tests {
 
     #[test]
     fn the_usual_url_variables_are_understood_and_ours_win() {
-        let settings = source(&[("DATABASE_URL", "postgres://a/b"), ("AMQP_URL", "amqp://c")], &[]).read().expect("readable");
+        let settings =
+            source(&[("DATABASE_URL", "postgres://a/b"), ("AMQP_URL", "amqp://c")], &[]).read().expect("readable");
         assert_eq!((settings.postgres.url.expose(), settings.amqp.url.expose()), ("postgres://a/b", "amqp://c"));
         let both = source(&[("DATABASE_URL", "postgres://a/b"), ("LEADPOST__POSTGRES__URL", "postgres://x/y")], &[]);
         assert_eq!(both.read().expect("readable").postgres.url.expose(), "postgres://x/y");
@@ -316,7 +317,8 @@ mod tests {
     fn an_unknown_key_names_the_nearest_known_one() {
         let text = problem(&source(&[("LEADPOST__FLOW__CONCURENCY", "3")], &[]));
         assert!(text.contains("no setting flow.concurency; did you mean flow.concurrency?"), "{text}");
-        let (_folder, file) = with_file("[retry]\nmax_atempts = 3\n[worker]\nqueue = 'x'\n[destination.response]\nsucces = [1]", &[]);
+        let (_folder, file) =
+            with_file("[retry]\nmax_atempts = 3\n[worker]\nqueue = 'x'\n[destination.response]\nsucces = [1]", &[]);
         let text = problem(&file);
         assert!(text.contains("did you mean retry.max_attempts?"), "{text}");
         assert!(text.contains("did you mean amqp.queue?"), "{text}");
@@ -354,14 +356,18 @@ mod tests {
 
     #[test]
     fn a_secret_of_digits_keeps_every_one_of_them() {
-        let env = [("LEADPOST__DESTINATION__AUTH__CLIENT_SECRET", "0071e3"), ("LEADPOST__DESTINATION__AUTH__CLIENT_ID", "0012")];
+        let env = [
+            ("LEADPOST__DESTINATION__AUTH__CLIENT_SECRET", "0071e3"),
+            ("LEADPOST__DESTINATION__AUTH__CLIENT_ID", "0012"),
+        ];
         let auth = source(&env, &[]).read().expect("readable").destination.auth;
         assert_eq!((auth.client_secret.expose(), auth.client_id.as_str()), ("0071e3", "0012"));
     }
 
     #[test]
     fn nothing_secret_is_ever_printed() {
-        let env = [("DATABASE_URL", "postgres://me:hunter2@h/d"), ("LEADPOST__DESTINATION__AUTH__CLIENT_SECRET", "hunter2")];
+        let env =
+            [("DATABASE_URL", "postgres://me:hunter2@h/d"), ("LEADPOST__DESTINATION__AUTH__CLIENT_SECRET", "hunter2")];
         let settings = source(&env, &[]).read().expect("readable");
         assert!(!format!("{settings:?}").contains("hunter2"));
         assert!(!serde_json::to_string(&settings).expect("JSON").contains("hunter2"));
@@ -369,7 +375,8 @@ mod tests {
 
     #[test]
     fn status_sets_and_lists_can_be_given_by_environment() {
-        let settings = source(&[("LEADPOST__DESTINATION__RESPONSE__SUCCESS", "201,204")], &[]).read().expect("readable");
+        let settings =
+            source(&[("LEADPOST__DESTINATION__RESPONSE__SUCCESS", "201,204")], &[]).read().expect("readable");
         assert!(settings.destination.response.success.contains(204));
         assert!(!settings.destination.response.success.contains(200));
     }

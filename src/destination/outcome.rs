@@ -3,6 +3,9 @@
 //! Pure: an [`Exchange`] and the destination's [`ResponseRules`] give an [`Outcome`]. The order of the rules is the order of
 //! the sets in [`ResponseRules`]; every status from 100 to 599 has exactly one outcome.
 
+// A new variant must be decided about, not swept up.
+#![warn(clippy::wildcard_enum_match_arm)]
+
 use std::time::Duration;
 
 use serde_json::Value;
@@ -165,7 +168,8 @@ fn explain(answer: &Answer) -> String {
 ///
 /// 7targets alone has been seen with `"text"`, `{"message": "text"}` and `{"body": "text"}`.
 fn reason_in(answer: &Answer) -> String {
-    const MEMBERS: [&str; 8] = ["message", "Message", "error_description", "error", "detail", "reason", "body", "errors"];
+    const MEMBERS: [&str; 8] =
+        ["message", "Message", "error_description", "error", "detail", "reason", "body", "errors"];
 
     let text = String::from_utf8_lossy(&answer.body);
     match serde_json::from_str::<Value>(&text) {
@@ -272,7 +276,8 @@ mod tests {
     #[test]
     fn a_receipt_keeps_id_state_and_next_time_and_warns_where_201_does_not_mean_worked() {
         let rules = ResponseRules { warn_states: vec!["DeActivated".to_owned()], ..ResponseRules::default() };
-        let body = r#"{"id":12345678901234567,"state":"DeActivated","subState":"InvalidEmail","nextScheduleTime":null}"#;
+        let body =
+            r#"{"id":12345678901234567,"state":"DeActivated","subState":"InvalidEmail","nextScheduleTime":null}"#;
         let Outcome::Delivered(receipt) = classify(&rules, &answer(201, body)) else { panic!("delivered") };
         assert_eq!(receipt.remote_id.as_deref(), Some("12345678901234567"));
         assert_eq!(receipt.sub_state.as_deref(), Some("InvalidEmail"));

@@ -34,7 +34,8 @@ impl LeadApi {
     /// On settings that [`config::check`] refuses.
     pub fn new(destination: &config::Destination, max_retry_after: Duration) -> Result<Self, ClientError> {
         let request = &destination.request;
-        let filled = |template: &str| fill_in(template, &destination.variables).expect("checked: all variables are set");
+        let filled =
+            |template: &str| fill_in(template, &destination.variables).expect("checked: all variables are set");
         let mut headers = HeaderMap::new();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         headers.insert(header::ACCEPT, HeaderValue::from_static("application/json"));

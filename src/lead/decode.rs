@@ -182,11 +182,7 @@ mod tests {
         let values: Vec<_> = fields.iter().map(|(key, value)| (key.to_owned(), value.get())).collect();
         assert_eq!(
             values,
-            [
-                ("a".to_owned(), "12345678901234567890123"),
-                ("b".to_owned(), "1.10"),
-                ("c".to_owned(), r#""\u00e9""#)
-            ]
+            [("a".to_owned(), "12345678901234567890123"), ("b".to_owned(), "1.10"), ("c".to_owned(), r#""\u00e9""#)]
         );
     }
 

@@ -88,7 +88,9 @@ impl LeadRules {
         let mut violations: Vec<Violation> = fields
             .repeated()
             .into_iter()
-            .map(|key| Violation::new(shown(key), Code::Repeated, "the key stands more than once; which value is meant?"))
+            .map(|key| {
+                Violation::new(shown(key), Code::Repeated, "the key stands more than once; which value is meant?")
+            })
             .collect();
         let mut rebuilt: Vec<(&str, Cow<'_, str>)> = Vec::with_capacity(fields.len() + 1);
         let mut changed = false;
@@ -303,7 +305,9 @@ mod tests {
     fn rules() -> LeadRules {
         LeadRules {
             mandatory: ["name", "email", "assistantId"].map(str::to_owned).to_vec(),
-            known: ["name", "lastName", "context", "email", "phone", "scheduleId", "assistantId"].map(str::to_owned).to_vec(),
+            known: ["name", "lastName", "context", "email", "phone", "scheduleId", "assistantId"]
+                .map(str::to_owned)
+                .to_vec(),
             unknown: UnknownFields::Forward,
             default_assistant_id: None,
             limits: LIMITS,
@@ -323,7 +327,8 @@ mod tests {
 
     #[test]
     fn a_valid_lead_goes_out_byte_for_byte() {
-        let body = r#" { "name" : "Ann", "email":"ann@example.com", "assistantId": 61234567890123456789012, "x":[1.10] } "#;
+        let body =
+            r#" { "name" : "Ann", "email":"ann@example.com", "assistantId": 61234567890123456789012, "x":[1.10] } "#;
         assert_eq!(sent(&rules(), body), body);
     }
 
@@ -331,7 +336,8 @@ mod tests {
     fn ids_may_be_numbers_or_strings_and_go_out_as_they_came() {
         for id in ["61", "\"61\"", "\"0061\"", "12345678901234567890123"] {
             let body = format!(r#"{{"name":"Ann","email":" ann@example.com","assistantId":{id},"scheduleId":{id}}}"#);
-            let expected = format!(r#"{{"name":"Ann","email":"ann@example.com","assistantId":{id},"scheduleId":{id}}}"#);
+            let expected =
+                format!(r#"{{"name":"Ann","email":"ann@example.com","assistantId":{id},"scheduleId":{id}}}"#);
             assert_eq!(sent(&rules(), &body), expected);
         }
         for id in ["true", "[61]", "{\"id\":61}"] {
@@ -342,7 +348,8 @@ mod tests {
 
     #[test]
     fn white_space_around_name_and_email_is_trimmed_and_nothing_else_changes() {
-        let body = r#"{"z":1.10,"name":"  Ann\u00a0","email":"\tann@example.com\n","assistantId":"a b ","lastName":" Lee "}"#;
+        let body =
+            r#"{"z":1.10,"name":"  Ann\u00a0","email":"\tann@example.com\n","assistantId":"a b ","lastName":" Lee "}"#;
         assert_eq!(
             sent(&rules(), body),
             r#"{"z":1.10,"name":"Ann","email":"ann@example.com","assistantId":"a b ","lastName":" Lee "}"#
@@ -368,7 +375,8 @@ mod tests {
     fn null_and_blank_are_missing() {
         for blank in ["null", "\"\"", "\"  \""] {
             let body = format!(r#"{{"name":{blank},"email":{blank},"assistantId":{blank},"lastName":{blank}}}"#);
-            let missing: Vec<_> = codes(&rules(), &body).into_iter().map(|(field, code)| (field, code.as_str())).collect();
+            let missing: Vec<_> =
+                codes(&rules(), &body).into_iter().map(|(field, code)| (field, code.as_str())).collect();
             let expected = ["name", "email", "assistantId"].map(|field| (field.to_owned(), "missing"));
             assert_eq!(missing, expected, "{blank}");
         }
@@ -403,11 +411,15 @@ mod tests {
         let check = |email: &str| {
             rules().check(format!(r#"{{"name":"A","email":{},"assistantId":1}}"#, json_string(email)).as_bytes())
         };
-        for good in ["a@b.co", "a+tag@example.com", "\"a b\"@example.com", "a@[127.0.0.1]", "ü@example.com", "o'b@x.museum"] {
+        for good in
+            ["a@b.co", "a+tag@example.com", "\"a b\"@example.com", "a@[127.0.0.1]", "ü@example.com", "o'b@x.museum"]
+        {
             assert!(check(good).is_ok(), "{good}");
         }
         let long = format!("{}@example.com", "a".repeat(64));
-        for bad in ["a", "@b.co", "a@", "a b@c.de", "a@b..c", "Ann <a@b.co>", "a@b.co, c@d.eu", ".a@b.co", &format!("a{long}")] {
+        for bad in
+            ["a", "@b.co", "a@", "a b@c.de", "a@b..c", "Ann <a@b.co>", "a@b.co, c@d.eu", ".a@b.co", &format!("a{long}")]
+        {
             assert!(check(bad).is_err(), "{bad}");
         }
     }

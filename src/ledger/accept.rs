@@ -24,7 +24,11 @@ impl Ledger {
     ///
     /// # Errors
     /// That nothing was accepted, or that nobody knows. Either way no message may be acknowledged.
-    pub async fn accept(&self, arrivals: Arc<[Arrival]>, lease: Option<(Uuid, Duration)>) -> Result<Vec<Fate>, LedgerError> {
+    pub async fn accept(
+        &self,
+        arrivals: Arc<[Arrival]>,
+        lease: Option<(Uuid, Duration)>,
+    ) -> Result<Vec<Fate>, LedgerError> {
         let ledger = self.clone();
         self.pool
             .run("accept leads", move |pool| {
@@ -32,7 +36,8 @@ impl Ledger {
                 async move {
                     let leased_at = Instant::now();
                     let mut transaction = begin(&pool).await?;
-                    let mut batch = Batch { ledger: &ledger, arrivals: &arrivals, lease, leased_at };
+                    let given = HashSet::new();
+                    let mut batch = Batch { ledger: &ledger, arrivals: &arrivals, lease, leased_at, given };
                     let fates = batch.write(&mut transaction).await?;
                     commit(transaction).await?;
                     Ok(fates)
@@ -47,6 +52,8 @@ struct Batch<'a> {
     arrivals: &'a [Arrival],
     lease: Option<(Uuid, Duration)>,
     leased_at: Instant,
+    /// What this try has dealt with already: a second message with such an id is another message, not a lost answer.
+    given: HashSet<LeadId>,
 }
 
 /// An arrival on its way into the ledger under an id that is perhaps not its first.
@@ -65,8 +72,11 @@ struct Entry {
 struct Known {
     state: LeadState,
     same_body: bool,
+    /// It has this batch's lease.
     ours: bool,
     elsewhere: bool,
+    attempts: u32,
+    replays: i32,
 }
 
 /// What to do with an arrival whose id is known.
@@ -96,14 +106,17 @@ impl Batch<'_> {
         // A wave holds each id once; what shares its id with an earlier one, or needs another id, is in the next.
         while !waiting.is_empty() {
             let mut ids = HashSet::with_capacity(waiting.len());
-            let (mut wave, rest): (Vec<Entry>, Vec<Entry>) = waiting.into_iter().partition(|entry| ids.insert(entry.id));
+            let (mut wave, rest): (Vec<Entry>, Vec<Entry>) =
+                waiting.into_iter().partition(|entry| ids.insert(entry.id));
             waiting = rest;
             // In one order everywhere, so that two batches do not wait for each other in a circle.
             wave.sort_unstable_by_key(|entry| entry.id);
             let inserted = self.insert(connection, &wave).await?;
-            let (new, known): (Vec<Entry>, Vec<Entry>) = wave.into_iter().partition(|entry| inserted.contains(&entry.id));
+            let (new, known): (Vec<Entry>, Vec<Entry>) =
+                wave.into_iter().partition(|entry| inserted.contains(&entry.id));
             for entry in new {
                 fates[entry.at] = Some(self.fate_of_new(&entry));
+                self.given.insert(entry.id);
             }
             if !known.is_empty() {
                 let again = self.settle_known(connection, known, &mut fates).await?;
@@ -197,7 +210,7 @@ impl Batch<'_> {
 
     /// Deals with arrivals whose ids are there already; those that need another id come back.
     async fn settle_known(
-        &self,
+        &mut self,
         connection: &mut PgConnection,
         known: Vec<Entry>,
         fates: &mut [Option<Fate>],
@@ -214,10 +227,16 @@ impl Batch<'_> {
                 continue;
             };
             let arrival = self.arrival(&entry);
-            match decide(row, arrival) {
+            match decide(row, arrival, self.given.contains(&entry.id)) {
                 Decision::AlreadyLeased => {
-                    fates[entry.at] = Some(self.fate_of_pending(entry.id, Origin::Fresh, 0));
+                    let origin = match (entry.instead_of, row.replays) {
+                        (Some(_), _) => Origin::Conflict,
+                        (None, 1..) => Origin::Replayed,
+                        (None, _) => Origin::Fresh,
+                    };
+                    fates[entry.at] = Some(self.fate_of_pending(entry.id, origin, row.attempts));
                     ours.push(entry.id.0);
+                    self.given.insert(entry.id);
                 }
                 Decision::Repeat => {
                     fates[entry.at] = Some(Fate::Repeated(entry.id, row.state));
@@ -262,11 +281,15 @@ impl Batch<'_> {
         Ok(again)
     }
 
-    async fn look_up(&self, connection: &mut PgConnection, known: &[Entry]) -> Result<HashMap<LeadId, Known>, sqlx::Error> {
+    async fn look_up(
+        &self,
+        connection: &mut PgConnection,
+        known: &[Entry],
+    ) -> Result<HashMap<LeadId, Known>, sqlx::Error> {
         let ids: Vec<Uuid> = known.iter().map(|entry| entry.id.0).collect();
         let bodies: Vec<&[u8]> = known.iter().map(|entry| &*self.arrival(entry).body).collect();
         let rows = sqlx::query(
-            "select l.id, l.state, l.body = t.body, coalesce(l.lease = $3, false), l.destination <> $4 \
+            "select l.id, l.state, l.body = t.body, coalesce(l.lease = $3, false), l.destination <> $4, l.attempts, l.replays \
              from unnest($1::uuid[], $2::bytea[]) as t (id, body) join leads l on l.id = t.id \
              order by l.id for update of l",
         )
@@ -283,6 +306,8 @@ impl Batch<'_> {
                     same_body: row.try_get(2)?,
                     ours: row.try_get(3)?,
                     elsewhere: row.try_get(4)?,
+                    attempts: u32::try_from(row.try_get::<i32, _>(5)?).unwrap_or(0),
+                    replays: row.try_get(6)?,
                 };
                 Ok((LeadId(row.try_get(0)?), known))
             })
@@ -291,7 +316,7 @@ impl Batch<'_> {
 
     /// Sends ended leads on their way again, with the new body and a fresh budget.
     async fn replay(
-        &self,
+        &mut self,
         connection: &mut PgConnection,
         replayed: &[(Entry, LeadState)],
         fates: &mut [Option<Fate>],
@@ -331,6 +356,7 @@ impl Batch<'_> {
         let attempts: HashMap<Uuid, i32> =
             rows.into_iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect::<Result<_, sqlx::Error>>()?;
         for entry in &entries {
+            self.given.insert(entry.id);
             let attempts = attempts.get(&entry.id.0).copied().unwrap_or(0);
             fates[entry.at] = Some(if self.state(entry) == LeadState::Pending {
                 self.fate_of_pending(entry.id, Origin::Replayed, u32::try_from(attempts).unwrap_or(0))
@@ -343,16 +369,22 @@ impl Batch<'_> {
 }
 
 /// The rule of identity: what a message means for the lead that has its id.
-fn decide(known: &Known, arrival: &Arrival) -> Decision {
+///
+/// `given`: this very batch has dealt with a message of that id before.
+fn decide(known: &Known, arrival: &Arrival, given: bool) -> Decision {
     if known.elsewhere {
         return Decision::Elsewhere;
     }
-    if known.ours {
+    if known.ours && known.same_body && !given {
         return Decision::AlreadyLeased;
     }
     match known.state {
         LeadState::Pending | LeadState::Delivered | LeadState::Duplicate => {
-            if known.same_body { Decision::Repeat } else { Decision::Conflict }
+            if known.same_body {
+                Decision::Repeat
+            } else {
+                Decision::Conflict
+            }
         }
         LeadState::Invalid | LeadState::Rejected | LeadState::Exhausted => {
             // A redelivery of the very message that ended this way must not start it again. With another body it cannot be one.
@@ -409,14 +441,18 @@ impl<'a> Columns<'a> {
                 (LeadState::Invalid, _) => (Some(INVALID_CODE), Some(sentence(arrival))),
                 (held, other) => {
                     let other = other.map(|id| id.to_string()).unwrap_or_default();
-                    let reason = format!("came with another body under the id of lead {other}, which is {held}; requeue it to send it");
+                    let reason = format!(
+                        "came with another body under the id of lead {other}, which is {held}; requeue it to send it"
+                    );
                     (Some("id_conflict"), Some(reason))
                 }
             };
             columns.codes.push(code);
             columns.reasons.push(reason);
             columns.violations.push(match state {
-                LeadState::Invalid => Some(serde_json::to_string(&arrival.violations).unwrap_or_else(|_| "[]".to_owned())),
+                LeadState::Invalid => {
+                    Some(serde_json::to_string(&arrival.violations).unwrap_or_else(|_| "[]".to_owned()))
+                }
                 _ => None,
             });
         }
@@ -435,6 +471,31 @@ mod tests {
 
     use super::*;
 
+    fn known(state: LeadState, same_body: bool, ours: bool) -> Known {
+        Known { state, same_body, ours, elsewhere: false, attempts: 0, replays: 0 }
+    }
+
+    fn arrival(redelivered: bool, replay: bool) -> Arrival {
+        Arrival {
+            id: LeadId::of_content(b""),
+            body: Bytes::new(),
+            message_id: None,
+            redelivered,
+            replay,
+            violations: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_lost_answer_is_told_from_a_second_message_in_the_same_batch() {
+        let arrival = arrival(false, false);
+        let pending = |same_body| known(LeadState::Pending, same_body, true);
+        assert_eq!(decide(&pending(true), &arrival, false), Decision::AlreadyLeased);
+        assert_eq!(decide(&pending(true), &arrival, true), Decision::Repeat);
+        assert_eq!(decide(&pending(false), &arrival, true), Decision::Conflict);
+        assert_eq!(decide(&pending(false), &arrival, false), Decision::Conflict);
+    }
+
     #[test]
     fn the_rule_of_identity_holds_for_every_state() {
         use Decision::{Conflict, HeldConflict, Repeat, Replay};
@@ -452,18 +513,13 @@ mod tests {
         ];
         for (state, same, other) in table {
             for (same_body, expected) in [(true, same), (false, other)] {
-                for ((redelivered, replay), expected) in [(false, false), (true, false), (true, true)].into_iter().zip(expected) {
-                    let arrival = Arrival {
-                        id: LeadId::of_content(b""),
-                        body: Bytes::new(),
-                        message_id: None,
-                        redelivered,
-                        replay,
-                        violations: Vec::new(),
-                    };
-                    let known = Known { state, same_body, ours: false, elsewhere: false };
+                for ((redelivered, replay), expected) in
+                    [(false, false), (true, false), (true, true)].into_iter().zip(expected)
+                {
+                    let arrival = arrival(redelivered, replay);
+                    let known = known(state, same_body, false);
                     let case = format!("{state}, same body {same_body}, redelivered {redelivered}, replay {replay}");
-                    assert_eq!(decide(&known, &arrival), expected, "{case}");
+                    assert_eq!(decide(&known, &arrival, false), expected, "{case}");
                 }
             }
         }

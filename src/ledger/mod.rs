@@ -162,9 +162,7 @@ impl Ledger {
         }
         let newest = MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or(0);
         if applied.iter().any(|version| *version > newest) {
-            return Err(LedgerError::Schema(
-                "a newer leadpost has migrated them; upgrade this one as well".to_owned(),
-            ));
+            return Err(LedgerError::Schema("a newer leadpost has migrated them; upgrade this one as well".to_owned()));
         }
         Ok(())
     }

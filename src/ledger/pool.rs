@@ -41,7 +41,9 @@ impl Pool {
     pub(super) fn new(settings: &config::Postgres, worker: &str) -> Result<Self, LedgerError> {
         let options = PgConnectOptions::from_str(settings.url.expose())
             // The error may repeat parts of the URL, and with it a password.
-            .map_err(|_| LedgerError::Url("it is not of the form postgres://user:password@host:port/database".to_owned()))?
+            .map_err(|_| {
+                LedgerError::Url("it is not of the form postgres://user:password@host:port/database".to_owned())
+            })?
             .application_name(&format!("leadpost {worker}"));
         let options = limits(options, settings.lock_timeout_ms, settings.statement_timeout_ms);
         let connect_timeout = Duration::from_millis(settings.connect_timeout_ms);

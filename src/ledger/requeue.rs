@@ -63,16 +63,19 @@ impl Ledger {
                     let mut transaction = begin(&pool).await?;
                     // A million leads take longer than any statement of the worker may.
                     sqlx::query("set local statement_timeout = 0").execute(&mut *transaction).await?;
-                    let mut requeued = Requeued { requeued: 0, unknown: Vec::new(), pending: Vec::new(), delivered: Vec::new() };
+                    let mut requeued =
+                        Requeued { requeued: 0, unknown: Vec::new(), pending: Vec::new(), delivered: Vec::new() };
                     let (ids, states, since) = match &requeue.selection {
-                        Selection::Ids(ids) => (Some(ids.iter().map(|id| id.0).collect::<Vec<Uuid>>()), Vec::new(), None),
+                        Selection::Ids(ids) => {
+                            (Some(ids.iter().map(|id| id.0).collect::<Vec<Uuid>>()), Vec::new(), None)
+                        }
                         Selection::States(states, since) => {
                             (None, states.iter().map(|state| state.as_str()).collect::<Vec<_>>(), *since)
                         }
                     };
                     if let Some(ids) = &ids {
                         let rows = sqlx::query(
-                            "select t.id, l.state from unnest($1::uuid[]) as t (id) \
+                            "select distinct t.id, l.state from unnest($1::uuid[]) as t (id) \
                              left join leads l on l.id = t.id and l.destination = $2",
                         )
                         .bind(ids)
@@ -84,7 +87,9 @@ impl Ledger {
                             match row.try_get::<Option<String>, _>(1)?.as_deref() {
                                 None => requeued.unknown.push(id),
                                 Some("pending") => requeued.pending.push(id),
-                                Some("delivered" | "duplicate") if !requeue.include_delivered => requeued.delivered.push(id),
+                                Some("delivered" | "duplicate") if !requeue.include_delivered => {
+                                    requeued.delivered.push(id)
+                                }
                                 Some(_) => {}
                             }
                         }

@@ -162,9 +162,7 @@ pub(super) fn violations_sentence(violations: &[Violation]) -> String {
     let sentences: Vec<String> = violations
         .iter()
         .map(|violation| {
-            if violation.field.is_empty() {
-                violation.message.clone()
-            } else if violation.message.starts_with(&violation.field) {
+            if violation.message.starts_with(&violation.field) {
                 violation.message.clone()
             } else {
                 format!("{} {}", violation.field, violation.message)

@@ -60,7 +60,12 @@ pub(super) struct Settling {
 
 impl Dispatch {
     /// Carries a lead to where it can be settled. The permit is let go when that is on its way.
-    pub(super) async fn carry(self: Arc<Self>, in_hand: InHand, permit: OwnedSemaphorePermit, settle: mpsc::Sender<Settling>) {
+    pub(super) async fn carry(
+        self: Arc<Self>,
+        in_hand: InHand,
+        permit: OwnedSemaphorePermit,
+        settle: mpsc::Sender<Settling>,
+    ) {
         let (leased, is_probe) = (in_hand.leased.clone(), in_hand.is_probe);
         let started_at = Instant::now();
         let settling = match AssertUnwindSafe(self.post(in_hand)).catch_unwind().await {
@@ -98,7 +103,7 @@ impl Dispatch {
         let slot = self.flow.slots.acquire().await;
         let next = match trip.token().await {
             Ok(token) => trip.post(token, json).await,
-            Err(next) => next,
+            Err(next) => *next,
         };
         drop(slot);
         trip.settling(next)
@@ -107,7 +112,7 @@ impl Dispatch {
     /// What keeps a lead from being posted at all.
     fn before_post(&self, leased: &Leased) -> Option<Next> {
         if leased.suspected >= MAX_SUSPICIONS {
-            return Some(Policy::blamed());
+            return Some(Next::End(Policy::blamed()));
         }
         self.policy.too_old(leased.age)
     }
@@ -141,8 +146,17 @@ impl Dispatch {
         Vec::new()
     }
 
+    /// Pauses posts for want of a token.
+    pub(super) fn no_token(&self, error: &AuthError, is_probe: bool) {
+        if let AuthError::Unavailable(reason, Some(wait)) = error {
+            self.flow.hold(*wait, reason, Instant::now());
+        }
+        self.record(Signal::NoToken(error.reason().clone()), is_probe);
+    }
+
     fn panicked(&self, leased: &Leased, is_probe: bool, started_at: Instant) -> Settling {
-        let reason = Reason::new("worker_panic", "the worker failed while it handled this lead, perhaps after it had posted");
+        let reason =
+            Reason::new("worker_panic", "the worker failed while it handled this lead, perhaps after it had posted");
         tracing::error!(lead.id = %leased.id, "the task of a lead has panicked; this is a bug");
         let mut trip = Trip { dispatch: self, leased, is_probe, attempts: Vec::new(), blamed: Vec::new() };
         let outcome = Outcome::Uncertain(reason);
@@ -164,7 +178,7 @@ struct Trip<'a> {
 
 impl Trip<'_> {
     /// A token, if the post may go ahead.
-    async fn token(&mut self) -> Result<Token, Next> {
+    async fn token(&mut self) -> Result<Token, Box<Next>> {
         self.gate()?;
         match self.dispatch.tokens.get().await {
             Ok(token) => {
@@ -172,12 +186,12 @@ impl Trip<'_> {
                 self.gate()?;
                 Ok(token)
             }
-            Err(error) => Err(self.no_token(&error)),
+            Err(error) => Err(Box::new(self.no_token(&error))),
         }
     }
 
     /// Whether the post may go ahead; if not, the lead is handed back.
-    fn gate(&mut self) -> Result<(), Next> {
+    fn gate(&mut self) -> Result<(), Box<Next>> {
         let refused = if self.dispatch.drain.is_cancelled() {
             Some((Duration::ZERO, Reason::new("stopped", "the worker stopped before it was posted")))
         } else if !self.dispatch.has_time(self.leased) {
@@ -188,31 +202,31 @@ impl Trip<'_> {
         match refused {
             Some((after, reason)) => {
                 self.tell(Signal::Nothing);
-                Err(again(after, &reason))
+                Err(Box::new(again(after, &reason)))
             }
             None => Ok(()),
         }
     }
 
     async fn post(&mut self, token: Token, json: Bytes) -> Next {
-        let mut outcome = self.post_once(&token, &json).await;
+        let mut outcome = self.post_once(&token, &json, false).await;
         if let Outcome::Unauthorized(_) = outcome {
             // The token was revoked or expired early: one new one for all, and once more.
             self.dispatch.tokens.invalidate(&token);
             let token = match self.token().await {
                 Ok(token) => token,
-                Err(next) => return next,
+                Err(next) => return *next,
             };
-            outcome = self.post_once(&token, &json).await;
-            if let Outcome::Unauthorized(reason) = outcome {
-                let text = format!("a fresh token was refused too: {}", reason.text);
-                outcome = Outcome::Systemic(Reason { code: reason.code, text });
-            }
+            outcome = self.post_once(&token, &json, true).await;
         }
         self.tell(match &outcome {
             Outcome::Delivered(_) | Outcome::Duplicate(_) | Outcome::Rejected(_) => Signal::Passed,
-            Outcome::Systemic(reason) | Outcome::Unauthorized(reason) => Signal::Suspect(self.leased.id, reason.clone()),
-            Outcome::Retry(reason, _) | Outcome::Uncertain(reason) | Outcome::NotSent(reason) => Signal::Failed(reason.clone()),
+            Outcome::Systemic(reason) | Outcome::Unauthorized(reason) => {
+                Signal::Suspect(self.leased.id, reason.clone())
+            }
+            Outcome::Retry(reason, _) | Outcome::Uncertain(reason) | Outcome::NotSent(reason) => {
+                Signal::Failed(reason.clone())
+            }
         });
         if let Outcome::Retry(reason, Some(wait)) = &outcome {
             self.dispatch.flow.hold(*wait, reason, Instant::now());
@@ -220,12 +234,19 @@ impl Trip<'_> {
         self.next(&outcome)
     }
 
-    async fn post_once(&mut self, token: &Token, json: &Bytes) -> Outcome {
+    /// Posts, and puts the attempt on record. A fresh token that is refused too speaks of the set-up.
+    async fn post_once(&mut self, token: &Token, json: &Bytes, is_fresh: bool) -> Outcome {
         let started_at = Instant::now();
         self.dispatch.metrics.posting.inc();
         let exchange = self.dispatch.api.post(self.leased.id, token, json.clone()).await;
         self.dispatch.metrics.posting.dec();
-        let outcome = classify(&self.dispatch.answers, &exchange);
+        let outcome = match classify(&self.dispatch.answers, &exchange) {
+            Outcome::Unauthorized(reason) if is_fresh => {
+                let text = format!("a fresh token was refused too: {}", reason.text);
+                Outcome::Systemic(Reason { code: reason.code, text })
+            }
+            outcome => outcome,
+        };
         self.note(&outcome, started_at, Some(&exchange));
         outcome
     }
@@ -234,7 +255,7 @@ impl Trip<'_> {
     fn note(&mut self, outcome: &Outcome, started_at: Instant, exchange: Option<&Exchange>) {
         let duration = started_at.elapsed();
         Metrics::observe(&self.dispatch.metrics.post_seconds, duration);
-        Metrics::count(&self.dispatch.metrics.attempts, outcome.as_str());
+        self.dispatch.metrics.attempts.count(outcome.as_str());
         let answer = match exchange {
             Some(Exchange::Answered(answer)) => Some(answer),
             Some(Exchange::NotSent(_) | Exchange::Unknown(_)) | None => None,
@@ -255,18 +276,14 @@ impl Trip<'_> {
 
     fn next(&self, outcome: &Outcome) -> Next {
         let charged = u32::try_from(self.attempts.iter().filter(|attempt| attempt.charged).count()).unwrap_or(0);
-        let facts = Facts {
-            charged: self.leased.charged + charged,
-            age: self.leased.age + self.leased.leased_at.elapsed(),
-        };
+        let facts =
+            Facts { charged: self.leased.charged + charged, age: self.leased.age + self.leased.leased_at.elapsed() };
         self.dispatch.policy.next(outcome, facts, fastrand::f64())
     }
 
     fn no_token(&mut self, error: &AuthError) -> Next {
-        if let AuthError::Unavailable(reason, Some(wait)) = error {
-            self.dispatch.flow.hold(*wait, reason, Instant::now());
-        }
-        self.tell(Signal::NoToken(error.reason().clone()));
+        self.dispatch.no_token(error, self.is_probe);
+        self.is_probe = false;
         again(Duration::ZERO, error.reason())
     }
 

@@ -29,6 +29,8 @@ pub struct Health {
 #[derive(Debug)]
 struct State {
     ledger: Result<(), String>,
+    /// Since when every try has failed.
+    ledger_down_since: Option<Instant>,
     link: Option<watch::Receiver<Link>>,
     turned_at: Instant,
 }
@@ -61,7 +63,12 @@ pub struct Dependency {
 
 impl Health {
     pub(super) fn new(flow: Arc<Flow>, tokens: Tokens, metrics: Arc<Metrics>) -> Self {
-        let state = State { ledger: Err("not connected yet".to_owned()), link: None, turned_at: Instant::now() };
+        let state = State {
+            ledger: Err("not connected yet".to_owned()),
+            ledger_down_since: None,
+            link: None,
+            turned_at: Instant::now(),
+        };
         Self { flow, tokens, metrics, state: Mutex::new(state) }
     }
 
@@ -70,13 +77,22 @@ impl Health {
     }
 
     pub(super) fn ledger_is_up(&self) {
-        self.lock().ledger = Ok(());
+        let mut state = self.lock();
+        state.ledger = Ok(());
+        state.ledger_down_since = None;
         self.metrics.postgres_up.set(1);
     }
 
     pub(super) fn ledger_is_down(&self, error: &LedgerError) {
-        self.lock().ledger = Err(chain(error));
+        let mut state = self.lock();
+        state.ledger = Err(chain(error));
+        state.ledger_down_since.get_or_insert_with(Instant::now);
         self.metrics.postgres_up.set(0);
+    }
+
+    /// For how long every try to write the ledger has failed, whoever tried.
+    pub(super) fn ledger_down_for(&self) -> Duration {
+        self.lock().ledger_down_since.map_or(Duration::ZERO, |since| since.elapsed())
     }
 
     /// The intake loop turns.

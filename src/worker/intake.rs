@@ -23,7 +23,7 @@ use super::health::Health;
 use super::settle::AGAIN;
 use crate::broker::{Inbox, Link, Message, Receipt, Want};
 use crate::config::Settings;
-use crate::flow::{Admission, Flow, Signal};
+use crate::flow::{Admission, Flow};
 use crate::http::chain;
 use crate::lead::{Code, Lead, LeadId, LeadRules, Violation, identify};
 use crate::ledger::{Arrival, Fate, Ledger, LedgerError, Origin};
@@ -44,6 +44,9 @@ const PROBE_WAIT: Duration = Duration::from_millis(500);
 
 /// How long stopping waits for the consumer to be cancelled.
 const CANCEL_WAIT: Duration = Duration::from_secs(5);
+
+/// Nothing is waited for longer without a look at what else has changed.
+const LOOK_AROUND: Duration = Duration::from_secs(5);
 
 /// Longer message ids are kept in part.
 const MAX_MESSAGE_ID_CHARS: usize = 255;
@@ -114,6 +117,11 @@ impl Intake {
         let mut writable = false;
         while !stop.is_cancelled() {
             self.health.turned();
+            // The settle loop may have found out first: with all places taken, nothing is accepted that could.
+            if self.health.ledger_down_for() > HOLD {
+                self.taken.clear();
+                writable = false;
+            }
             if !writable {
                 self.inbox.want(Want::Return);
                 writable = self.wait_for_ledger(&stop).await;
@@ -165,7 +173,7 @@ impl Intake {
             self.park().await?;
         }
         let mut arrived = Vec::new();
-        let until = until.min(Instant::now() + Duration::from_secs(30));
+        let until = until.min(Instant::now() + LOOK_AROUND);
         tokio::select! {
             () = stop.cancelled() => {}
             () = self.flow.changed() => {}
@@ -196,7 +204,7 @@ impl Intake {
         // Without a token no lead needs to be risked.
         if let Err(error) = self.dispatch.tokens.get().await {
             self.flow.begin_probe();
-            self.dispatch.record(Signal::NoToken(error.reason().clone()), true);
+            self.dispatch.no_token(&error, true);
             return Ok(());
         }
         let Ok(permit) = Arc::clone(&self.flow.window).try_acquire_owned() else {
@@ -246,7 +254,11 @@ impl Intake {
         let mut used = 0;
         let now = Instant::now();
         if now >= self.poll_at {
-            let quota = self.retry_quota(places);
+            let mut quota = self.retry_quota(places);
+            if !self.dispatch.tokens.has_valid() {
+                // One lead is enough to get a token for all.
+                quota = quota.min(1);
+            }
             if quota > 0 {
                 let claimed = self.claim(quota, Vec::new(), &mut permit, false).await?;
                 used += claimed;
@@ -258,6 +270,10 @@ impl Intake {
         }
         if used < places {
             self.fill(places - used, stop).await;
+            if !self.taken.is_empty() && !self.has_token(stop).await {
+                self.flow.give_back(permit.as_ref().map_or(0, OwnedSemaphorePermit::num_permits));
+                return Ok(());
+            }
             let batch = self.next_batch(places - used);
             if !batch.is_empty() {
                 self.accept_for(batch, &mut permit, false).await?;
@@ -268,18 +284,35 @@ impl Intake {
         Ok(())
     }
 
+    /// A token is reserved like a place: leads that were accepted before there is one would all be posted at once when it comes,
+    /// past any rate limit, or be handed back. With a valid one, this does not wait; with nothing to send, it is not asked for.
+    async fn has_token(&self, stop: &CancellationToken) -> bool {
+        tokio::select! {
+            () = stop.cancelled() => false,
+            token = self.dispatch.tokens.get() => match token {
+                Ok(_) => true,
+                Err(error) => {
+                    self.dispatch.no_token(&error, false);
+                    false
+                }
+            }
+        }
+    }
+
     /// Reserves at least one place, and as many as are free, up to a batch.
     async fn reserve(&self, stop: &CancellationToken) -> Option<Option<OwnedSemaphorePermit>> {
         let first = tokio::select! {
             () = stop.cancelled() => return None,
-            // The circuit may open while all places are taken.
+            // The circuit may open while all places are taken, or the ledger go away.
             () = self.flow.changed() => return None,
+            () = tokio::time::sleep(LOOK_AROUND) => return None,
             permit = Arc::clone(&self.flow.window).acquire_owned() => permit.ok()?,
         };
         let mut permit = first;
         let more = self.flow.window.available_permits().min(self.settings.flow.batch - 1);
         if more > 0
-            && let Ok(more) = Arc::clone(&self.flow.window).try_acquire_many_owned(u32::try_from(more).unwrap_or(u32::MAX))
+            && let Ok(more) =
+                Arc::clone(&self.flow.window).try_acquire_many_owned(u32::try_from(more).unwrap_or(u32::MAX))
         {
             permit.merge(more);
         }
@@ -434,7 +467,11 @@ impl Intake {
     }
 
     /// Commits, holding the batch while the ledger is away, up to a limit.
-    async fn commit(&self, arrivals: &Arc<[Arrival]>, lease: Option<(Uuid, Duration)>) -> Result<Vec<Fate>, LedgerError> {
+    async fn commit(
+        &self,
+        arrivals: &Arc<[Arrival]>,
+        lease: Option<(Uuid, Duration)>,
+    ) -> Result<Vec<Fate>, LedgerError> {
         let since = Instant::now();
         let mut tries = 0;
         let mut arrivals = Arc::clone(arrivals);
@@ -445,10 +482,12 @@ impl Intake {
                     return Ok(fates);
                 }
                 Err(error) if error.is_about_data() && arrivals.len() > 1 => {
-                    // Something in it cannot be stored: halves, until the culprit stands alone.
+                    // Something in it cannot be stored: halves, until the culprit stands alone. Each with a token of its own, as
+                    // a token stands for one transaction.
+                    let fresh = || lease.map(|(_, duration)| (Uuid::new_v4(), duration));
                     let (left, right) = arrivals.split_at(arrivals.len() / 2);
-                    let mut fates = Box::pin(self.commit(&left.into(), lease)).await?;
-                    fates.extend(Box::pin(self.commit(&right.into(), lease)).await?);
+                    let mut fates = Box::pin(self.commit(&left.into(), fresh())).await?;
+                    fates.extend(Box::pin(self.commit(&right.into(), fresh())).await?);
                     return Ok(fates);
                 }
                 Err(error) if error.is_about_data() && arrivals.iter().all(is_whole) => {
@@ -508,16 +547,17 @@ impl Intake {
             Fate::Repeated(..) => "repeated",
             Fate::Held(..) => "held",
         };
-        Metrics::count(&self.metrics.messages, kind);
+        self.metrics.messages.count(kind);
         match fate {
             Fate::Leased(leased) if leased.origin == Origin::Conflict => {
                 tracing::warn!(lead.id = %leased.id, came_as = %read.arrival.id, "id conflict: another body under an id that is taken; accepted as a lead of its own");
             }
             Fate::Invalid(id) => {
-                Metrics::count(&self.metrics.ended, "invalid");
-                let codes: Vec<&str> = read.arrival.violations.iter().map(|violation| violation.code.as_str()).collect();
+                self.metrics.ended.count("invalid");
+                let codes: Vec<&str> =
+                    read.arrival.violations.iter().map(|violation| violation.code.as_str()).collect();
                 for code in &codes {
-                    Metrics::count(&self.metrics.violations, code);
+                    self.metrics.violations.count(code);
                 }
                 tracing::info!(lead.id = %id, state = "invalid", codes = codes.join(","), "lead settled");
             }
@@ -558,11 +598,7 @@ fn is_whole(arrival: &Arrival) -> bool {
 /// What is left of a message that cannot be stored: its bytes, and that it is not a lead.
 fn body_alone(arrival: &Arrival) -> Arrival {
     let message = "the ledger could not store the message with its properties; its body is kept";
-    Arrival {
-        message_id: None,
-        violations: vec![Violation::of_message(Code::Unstorable, message)],
-        ..arrival.clone()
-    }
+    Arrival { message_id: None, violations: vec![Violation::of_message(Code::Unstorable, message)], ..arrival.clone() }
 }
 
 /// The last receipt of each connection in a batch: it acknowledges all before it.

@@ -116,7 +116,11 @@ impl Worker {
     pub async fn prepare(&self, migrate: bool, shutdown: &Shutdown) -> Result<bool, StartError> {
         let mut tries = 0;
         loop {
-            let ready = if migrate { self.ledger.migrate().await.map(Some) } else { self.ledger.check_schema().await.map(|()| None) };
+            let ready = if migrate {
+                self.ledger.migrate().await.map(Some)
+            } else {
+                self.ledger.check_schema().await.map(|()| None)
+            };
             match ready {
                 Ok(applied) => {
                     if let Some(applied @ 1..) = applied {
@@ -185,11 +189,23 @@ impl Worker {
             batch: settings.flow.batch,
         };
         loops.spawn(settler.run());
-        let intake = Intake::new(Arc::clone(&settings), ledger.clone(), inbox, rules, dispatch, settlements, &health, &metrics, posts.clone());
+        let intake = Intake::new(
+            Arc::clone(&settings),
+            ledger.clone(),
+            inbox,
+            rules,
+            dispatch,
+            settlements,
+            &health,
+            &metrics,
+            posts.clone(),
+        );
         loops.spawn(intake.run(shutdown.drain.clone()));
 
         // A loop that ends before it was told to has panicked.
         let broken = tokio::select! {
+            // Told to stop, loops end as they should: that is looked at first.
+            biased;
             () = shutdown.drain.cancelled() => false,
             ended = loops.join_next() => {
                 tracing::error!(panic = ended.is_some_and(|ended| ended.is_err()), "a loop of the worker has ended by itself; stopping");

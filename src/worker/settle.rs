@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 
 use super::dispatch::Settling;
 use super::health::Health;
-use super::verdict::MAX_SUSPICIONS;
+use super::verdict::{MAX_SUSPICIONS, Policy};
 use crate::http::chain;
 use crate::lead::LeadId;
 use crate::ledger::{Ledger, LedgerError, Next, Settlement};
@@ -91,10 +91,10 @@ impl Settler {
     }
 
     async fn blame(&self, blamed: Vec<LeadId>) {
-        match self.ledger.suspect(blamed, MAX_SUSPICIONS).await {
+        match self.ledger.suspect(blamed, MAX_SUSPICIONS, Policy::blamed()).await {
             Ok(rejected) => {
                 for id in rejected {
-                    Metrics::count(&self.metrics.ended, "rejected");
+                    self.metrics.ended.count("rejected");
                     tracing::warn!(lead.id = %id, state = "rejected", code = "systemic_own_fault", "lead settled");
                 }
             }
@@ -122,7 +122,7 @@ impl Settler {
                 tracing::info!(lead.id = %id, state, attempt, http.status = http_status, post_ms, code, next_attempt_in_ms, "lead settled");
             }
             Next::End(end) => {
-                Metrics::count(&self.metrics.ended, state);
+                self.metrics.ended.count(state);
                 Metrics::observe(&self.metrics.lead_seconds, settling.age + settling.leased_at.elapsed());
                 let warning = end.receipt.as_ref().is_some_and(|receipt| receipt.warning.is_some());
                 if warning {

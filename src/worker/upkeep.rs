@@ -64,7 +64,7 @@ impl Upkeep {
             Ok(expired) => {
                 for id in expired {
                     self.metrics.expired.inc();
-                    Metrics::count(&self.metrics.attempts, "uncertain");
+                    self.metrics.attempts.count("uncertain");
                     tracing::warn!(lead.id = %id, code = "lease_expired", "a lease ran out; the attempt counts as uncertain");
                 }
             }

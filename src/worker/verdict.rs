@@ -1,5 +1,8 @@
 //! From an outcome to what is next for the lead. Pure.
 
+// A new variant must be decided about, not swept up.
+#![warn(clippy::wildcard_enum_match_arm)]
+
 use std::time::Duration;
 
 use crate::config::{OnUncertain, Settings};
@@ -43,7 +46,11 @@ impl Policy {
     /// Whether an attempt with this outcome counts towards the lead's budget. A fault of the system does not.
     pub(super) fn charges(outcome: &Outcome) -> bool {
         match outcome {
-            Outcome::Delivered(_) | Outcome::Duplicate(_) | Outcome::Rejected(_) | Outcome::Retry(..) | Outcome::Uncertain(_) => true,
+            Outcome::Delivered(_)
+            | Outcome::Duplicate(_)
+            | Outcome::Rejected(_)
+            | Outcome::Retry(..)
+            | Outcome::Uncertain(_) => true,
             Outcome::Unauthorized(_) | Outcome::Systemic(_) | Outcome::NotSent(_) => false,
         }
     }
@@ -73,9 +80,14 @@ impl Policy {
     }
 
     /// Why a lead that met systemic answers while others passed is given up.
-    pub(super) fn blamed() -> Next {
+    pub(super) fn blamed() -> End {
         let text = format!("met answers that speak of the set-up {MAX_SUSPICIONS} times while other leads passed");
-        end(LeadState::Rejected, &Reason::new("systemic_own_fault", text))
+        End {
+            state: Some(LeadState::Rejected),
+            code: Some("systemic_own_fault".to_owned()),
+            reason: Some(text),
+            ..End::default()
+        }
     }
 
     fn retry(&self, reason: &Reason, facts: Facts, at_least: Duration, random: f64) -> Next {

@@ -5,6 +5,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot be set up should panic")]
 
+mod architecture;
 mod binary;
 mod flow;
 mod identity;

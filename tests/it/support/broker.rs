@@ -32,7 +32,8 @@ impl Message {
 
 impl Broker {
     pub async fn create() -> Self {
-        let url = std::env::var("AMQP_URL").expect("AMQP_URL is not set; run scripts/test, or: eval \"$(scripts/services env)\"");
+        let url = std::env::var("AMQP_URL")
+            .expect("AMQP_URL is not set; run scripts/test, or: eval \"$(scripts/services env)\"");
         let connection = Connection::connect(&url, ConnectionProperties::default()).await.unwrap();
         let channel = connection.create_channel().await.unwrap();
         channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
@@ -69,7 +70,8 @@ impl Broker {
     /// How many messages wait in the queue; those that a consumer holds are not among them.
     pub async fn depth(&self) -> u32 {
         let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-        let queue = self.channel.queue_declare(self.queue.as_str().into(), options, FieldTable::default()).await.unwrap();
+        let queue =
+            self.channel.queue_declare(self.queue.as_str().into(), options, FieldTable::default()).await.unwrap();
         queue.message_count()
     }
 }

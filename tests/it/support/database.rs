@@ -19,7 +19,8 @@ pub struct Database {
 }
 
 fn admin_url() -> String {
-    std::env::var("DATABASE_URL").expect("DATABASE_URL is not set; run scripts/test, or: eval \"$(scripts/services env)\"")
+    std::env::var("DATABASE_URL")
+        .expect("DATABASE_URL is not set; run scripts/test, or: eval \"$(scripts/services env)\"")
 }
 
 /// The same server, another database.
