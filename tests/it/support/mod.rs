@@ -2,6 +2,7 @@
 
 mod broker;
 mod database;
+mod process;
 pub mod scene;
 
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use uuid::Uuid;
 
 use broker::Broker;
 pub use broker::Message;
+pub use process::{Process, get, run};
 use database::Database;
 
 /// Nothing in these tests takes longer unless it is broken.
