@@ -146,6 +146,14 @@ impl Dispatch {
         Vec::new()
     }
 
+    /// Pauses posts for want of a token.
+    pub(super) fn no_token(&self, error: &AuthError, is_probe: bool) {
+        if let AuthError::Unavailable(reason, Some(wait)) = error {
+            self.flow.hold(*wait, reason, Instant::now());
+        }
+        self.record(Signal::NoToken(error.reason().clone()), is_probe);
+    }
+
     fn panicked(&self, leased: &Leased, is_probe: bool, started_at: Instant) -> Settling {
         let reason =
             Reason::new("worker_panic", "the worker failed while it handled this lead, perhaps after it had posted");
@@ -274,10 +282,8 @@ impl Trip<'_> {
     }
 
     fn no_token(&mut self, error: &AuthError) -> Next {
-        if let AuthError::Unavailable(reason, Some(wait)) = error {
-            self.dispatch.flow.hold(*wait, reason, Instant::now());
-        }
-        self.tell(Signal::NoToken(error.reason().clone()));
+        self.dispatch.no_token(error, self.is_probe);
+        self.is_probe = false;
         again(Duration::ZERO, error.reason())
     }
 

@@ -23,7 +23,7 @@ use super::health::Health;
 use super::settle::AGAIN;
 use crate::broker::{Inbox, Link, Message, Receipt, Want};
 use crate::config::Settings;
-use crate::flow::{Admission, Flow, Signal};
+use crate::flow::{Admission, Flow};
 use crate::http::chain;
 use crate::lead::{Code, Lead, LeadId, LeadRules, Violation, identify};
 use crate::ledger::{Arrival, Fate, Ledger, LedgerError, Origin};
@@ -204,7 +204,7 @@ impl Intake {
         // Without a token no lead needs to be risked.
         if let Err(error) = self.dispatch.tokens.get().await {
             self.flow.begin_probe();
-            self.dispatch.record(Signal::NoToken(error.reason().clone()), true);
+            self.dispatch.no_token(&error, true);
             return Ok(());
         }
         let Ok(permit) = Arc::clone(&self.flow.window).try_acquire_owned() else {
@@ -247,6 +247,9 @@ impl Intake {
 
     /// One turn while leads flow.
     async fn turn(&mut self, stop: &CancellationToken) -> Result<(), LedgerError> {
+        if !self.has_token(stop).await {
+            return Ok(());
+        }
         self.inbox.want(Want::Messages);
         let Some(mut permit) = self.reserve(stop).await else { return Ok(()) };
         let places = permit.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
@@ -274,6 +277,21 @@ impl Intake {
         let unused = permit.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
         self.flow.give_back(unused);
         Ok(())
+    }
+
+    /// A token is reserved like a place: leads that were taken before there is one would all be posted at once when it comes, past
+    /// any rate limit, or be handed back. With a valid one, this does not wait.
+    async fn has_token(&self, stop: &CancellationToken) -> bool {
+        tokio::select! {
+            () = stop.cancelled() => false,
+            token = self.dispatch.tokens.get() => match token {
+                Ok(_) => true,
+                Err(error) => {
+                    self.dispatch.no_token(&error, false);
+                    false
+                }
+            }
+        }
     }
 
     /// Reserves at least one place, and as many as are free, up to a batch.

@@ -1,1 +1,366 @@
-//! (to come)
+//! When leads are sent, how many at a time, how fast, and when none.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use leadpost::flow::CircuitState;
+use leadpost::lead::LeadId;
+use leadpost::ledger::LeadState;
+use leadpost::sandbox::{Entry, Fault};
+
+use crate::support::{DEADLINE, Running, World};
+
+async fn started(world: World) -> (World, Running) {
+    let running = world.start().await;
+    (world, running)
+}
+
+/// Waits until the API has met so many posts and the flow is paused.
+async fn until_probed_in_vain(world: &World, running: &Running, posts: u64) {
+    world.sandbox.journal().wait_for(|pages| pages.counts().posts >= posts, DEADLINE).await.unwrap();
+    world.until("the flow is paused", async || running.health.report().flow.circuit != CircuitState::Closed).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_api_that_forbids_everything_gets_few_posts_and_burns_no_lead() {
+    let mut world = World::new().await;
+    world.settings.flow.concurrency = 8;
+    world.sandbox.tune(|tuning| tuning.leads_unavailable = Some(403));
+    let ids = world.publish_many("ann", 200).await;
+    let (world, running) = started(world).await;
+    // At most the slots before it was known, and then one at a time at growing intervals.
+    world.sandbox.journal().wait_for(|pages| pages.counts().posts >= 4, DEADLINE).await.unwrap();
+    world.until("the flow is paused", async || running.health.report().flow.circuit != CircuitState::Closed).await;
+    let at_opening = world.sandbox.journal().counts().posts;
+    assert!(at_opening <= 8 + 4, "{at_opening} posts");
+    until_probed_in_vain(&world, &running, at_opening + 3).await;
+
+    let posts = world.sandbox.journal().posts();
+    let keys: HashSet<_> = posts.iter().map(|post| post.key.clone()).collect();
+    assert_eq!(keys.len(), posts.len(), "a probe came with a suspected lead although others wait");
+    assert_eq!(world.number("select coalesce(sum(charged), 0)::bigint from leads").await, 0);
+    assert_eq!(world.number("select count(*) from leads where state <> 'pending'").await, 0);
+    let report = running.health.report();
+    assert!(!report.ready && report.api.detail.contains("403"), "{report:?}");
+    assert_eq!(running.metrics.opened.get(), 1);
+
+    world.sandbox.tune(|tuning| tuning.leads_unavailable = None);
+    world.until_all_delivered(&ids).await;
+    assert_eq!(world.sandbox.journal().created_count(), 200);
+    assert_eq!(world.number("select sum(charged)::bigint from leads").await, 200);
+    assert_eq!(world.number("select count(*) from leads where suspected > 0").await, 0, "nobody is to blame");
+    assert!(running.health.report().ready);
+    world.finish(running).await;
+}
+
+/// Of `all` messages no more than `some` have been taken, and each of those is in the ledger.
+async fn all_but_some_are_in_the_queue(world: &World, some: i64, all: i64) {
+    let accepted = async || world.number("select count(*) from leads").await;
+    world
+        .until("what was taken is in the ledger", async || {
+            i64::from(world.broker.depth().await) + accepted().await == all
+        })
+        .await;
+    let accepted = accepted().await;
+    assert!(accepted <= some, "{accepted} messages were taken although nothing may be sent");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_posts_are_paused_for_long_the_backlog_stays_in_the_queue() {
+    let mut world = World::new().await;
+    world.settings.flow.concurrency = 2;
+    world.settings.flow.probe_initial_ms = 60_000;
+    world.settings.flow.probe_max_ms = 60_000;
+    world.sandbox.tune(|tuning| tuning.leads_unavailable = Some(403));
+    let (world, running) = started(world).await;
+    let mut ids = world.publish_many("before", 5).await;
+    world.until_consuming(&running, false).await;
+    ids.extend(world.publish_many("after", 50).await);
+    all_but_some_are_in_the_queue(&world, 5, 55).await;
+    // The first probe after a systemic answer comes at once, the next one in a minute.
+    assert!(world.sandbox.journal().counts().posts <= 3, "{:?}", world.sandbox.journal().counts());
+    world.sandbox.tune(|tuning| tuning.leads_unavailable = None);
+    running.stop().await;
+    let running = world.start().await;
+    world.until_all_delivered(&ids).await;
+    assert_eq!(world.number("select sum(charged)::bigint from leads").await, 55);
+    world.finish(running).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_bad_lead_does_not_stop_the_others_and_is_rejected_at_its_third_suspicion() {
+    let (world, running) = started(World::new().await).await;
+    world.sandbox.faults().rule("bad@", None, Fault::status(404));
+    world.sandbox.tune(|tuning| tuning.latency = Duration::from_millis(20));
+    let bad = world.publish("bad").await;
+    let mut good = Vec::new();
+    for round in 1..=3 {
+        good.extend(world.publish_many(&format!("good{round}-"), 10).await);
+        let lead = world.until_attempts(bad, round).await;
+        assert_eq!(lead.charged, 0);
+        good.extend(world.publish_many(&format!("more{round}-"), 5).await);
+        world.until_delivered(&good).await;
+        world.until("posts go on", async || running.health.report().ready).await;
+        world.pass(Duration::from_secs(60)).await;
+    }
+    let lead = world.until_state(bad, LeadState::Rejected).await;
+    assert_eq!(lead.code.as_deref(), Some("systemic_own_fault"));
+    assert_eq!(world.story(bad).await, ["systemic 404"; 3]);
+    assert_eq!(lead.charged, 0);
+    assert!(lead.reason.unwrap().contains("while other leads passed"));
+    for id in good {
+        assert_eq!(world.story(id).await, ["delivered 201"]);
+    }
+    world.finish(running).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_bad_lead_is_found_out_in_light_traffic_too() {
+    let (world, running) = started(World::new().await).await;
+    world.sandbox.faults().rule("bad@", None, Fault::status(404));
+    let bad = world.publish("bad").await;
+    for round in 1..=3 {
+        world.until_attempts(bad, round).await;
+        // The next lead is the probe, and passes.
+        let good = world.publish(&format!("good{round}")).await;
+        world.until_state(good, LeadState::Delivered).await;
+        world.until("posts go on", async || running.health.report().ready).await;
+        let suspected = format!("suspected {round} times");
+        world.until(&suspected, async || world.suspicions(bad).await == round).await;
+        world.pass(Duration::from_secs(60)).await;
+    }
+    let lead = world.until_state(bad, LeadState::Rejected).await;
+    assert_eq!(lead.code.as_deref(), Some("systemic_own_fault"));
+    assert_eq!(world.posts(bad), 3);
+    world.finish(running).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_single_lead_that_met_a_passing_fault_of_the_system_is_its_own_probe_and_is_not_blamed() {
+    let (world, running) = started(World::new().await).await;
+    world.sandbox.faults().script([Fault::status(403)]);
+    let id = world.publish("ann").await;
+    world.until_attempts(id, 1).await;
+    world.until_all_delivered(&[id]).await;
+    assert_eq!(world.story(id).await, ["systemic 403", "delivered 201"]);
+    world.until("posts go on", async || running.health.report().ready).await;
+    assert_eq!(world.suspicions(id).await, 0);
+    world.finish(running).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_of_failures_opens_the_circuit_and_charges_only_the_leads_that_were_posted() {
+    for fault in [Fault::status(503), Fault::status(500)] {
+        let mut world = World::new().await;
+        world.settings.flow.concurrency = 2;
+        world.settings.flow.open_after = 5;
+        world.sandbox.faults().rate(1.0, fault).unwrap();
+        let ids = world.publish_many("ann", 60).await;
+        let (world, running) = started(world).await;
+        until_probed_in_vain(&world, &running, 5).await;
+        let posts = world.sandbox.journal().counts().posts;
+        assert!(posts <= 5 + 2 + 3, "{posts} posts");
+        until_probed_in_vain(&world, &running, posts + 2).await;
+        assert_eq!(running.metrics.opened.get(), 1);
+        world.sandbox.faults().clear();
+        world.until_all_delivered(&ids).await;
+        let failed = world.number("select count(*) from attempts where outcome in ('retry', 'uncertain')").await;
+        assert!(failed < 20, "{failed} attempts were wasted on an API that was away");
+        assert_eq!(world.number("select sum(charged)::bigint from leads").await, 60 + failed);
+        assert!(world.number("select max(charged)::bigint from leads").await <= 3);
+        world.finish(running).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_api_that_wants_an_hour_stops_intake_and_health_says_so() {
+    let mut world = World::new().await;
+    world.settings.flow.concurrency = 4;
+    world.sandbox.faults().rate(1.0, Fault::retry_after(429, 3600)).unwrap();
+    let (world, running) = started(world).await;
+    let mut ids = world.publish_many("before", 20).await;
+    world.until_consuming(&running, false).await;
+    ids.extend(world.publish_many("after", 30).await);
+    all_but_some_are_in_the_queue(&world, 20, 50).await;
+    let report = running.health.report();
+    assert!(!report.ready, "{report:?}");
+    assert!(report.api.detail.contains("left alone for 3"), "{report:?}");
+    let posts = world.sandbox.journal().counts().posts;
+    assert!(posts <= 4, "{posts} posts");
+    assert_eq!(world.number("select sum(charged)::bigint from leads").await, i64::try_from(posts).unwrap());
+    world.sandbox.faults().clear();
+    running.stop().await;
+    let running = world.start().await;
+    world.until_all_delivered(&ids).await;
+    world.finish(running).await;
+}
+
+/// The most posts that the API received in any such span.
+fn most_within(posts: &[Entry], span: Duration) -> usize {
+    let begins = posts.iter().map(|post| post.received);
+    begins
+        .map(|from| posts.iter().filter(|post| post.received >= from && post.received < from + span).count())
+        .max()
+        .unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rate_limit_holds_over_any_second() {
+    const RATE: f64 = 40.0;
+    const BURST: f64 = RATE / 10.0;
+    let mut world = World::new().await;
+    world.settings.flow.rate_per_s = RATE;
+    let (world, running) = started(world).await;
+    // With this one comes the token, for which the others would have to wait together.
+    let first = world.publish("first").await;
+    world.until_state(first, LeadState::Delivered).await;
+    world.sandbox.journal().clear();
+    world.publish_many("ann", 100).await;
+    world.until_count(LeadState::Delivered, 101).await;
+    let posts = world.sandbox.journal().posts();
+    let took = posts.last().unwrap().received - posts[0].received;
+    assert!(took.as_secs_f64() >= (100.0 - 2.0 - BURST) / RATE, "{took:?} is too fast");
+    assert!(took.as_secs_f64() <= 2.0 * 100.0 / RATE, "{took:?} is much slower than allowed");
+    // What is reserved is sent after a commit, so that it may come a little later than its second.
+    let most = most_within(&posts, Duration::from_secs(1));
+    assert!(most as f64 <= RATE + 2.0 * BURST, "{most} posts within a second");
+    world.finish(running).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn leads_that_had_to_wait_for_a_token_do_not_break_the_rate_limit_when_it_comes() {
+    const RATE: f64 = 20.0;
+    let mut world = World::new().await;
+    world.settings.flow.rate_per_s = RATE;
+    world.sandbox.tune(|tuning| tuning.token_delay = Duration::from_millis(1_500));
+    world.publish_many("ann", 60).await;
+    let (world, running) = started(world).await;
+    world.until_count(LeadState::Delivered, 60).await;
+    let most = most_within(&world.sandbox.journal().posts(), Duration::from_secs(1));
+    assert!(most as f64 <= RATE * 1.2, "{most} posts within a second");
+    world.finish(running).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_workers_share_one_rate_limit() {
+    const RATE: f64 = 40.0;
+    let mut world = World::new().await;
+    world.settings.flow.rate_per_s = RATE;
+    world.settings.flow.concurrency = 4;
+    let first = world.start_named("first").await;
+    let second = world.start_named("second").await;
+    world
+        .until("both know of each other", async || {
+            [&first, &second].iter().all(|worker| worker.health.report().flow.rate_per_s == Some(RATE / 2.0))
+        })
+        .await;
+    let ids = world.publish_many("ann", 100).await;
+    world.until_count(LeadState::Delivered, 100).await;
+    let posts = world.sandbox.journal().posts();
+    let most = most_within(&posts, Duration::from_secs(1));
+    assert!(most as f64 <= RATE * 1.2, "{most} posts within a second");
+    assert!(ids.iter().all(|id| world.posts(*id) == 1));
+    assert_eq!(second.stop().await, leadpost::worker::Stopped::Cleanly);
+    world.finish(first).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_more_posts_are_under_way_than_configured_and_all_places_are_used() {
+    let mut world = World::new().await;
+    world.settings.flow.concurrency = 4;
+    world.sandbox.tune(|tuning| tuning.latency = Duration::from_millis(25));
+    world.publish_many("ann", 80).await;
+    let (world, running) = started(world).await;
+    world.until_count(LeadState::Delivered, 80).await;
+    assert_eq!(world.sandbox.journal().counts().max_in_flight, 4);
+    world.finish(running).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn leads_accepted_ahead_do_not_count_as_posts_under_way_when_the_api_is_busy() {
+    let mut world = World::new().await;
+    world.settings.flow.concurrency = 4;
+    world.sandbox.tune(|tuning| {
+        tuning.latency = Duration::from_millis(10);
+        tuning.capacity = Some(4);
+    });
+    world.publish_many("ann", 100).await;
+    let (world, running) = started(world).await;
+    world.until_count(LeadState::Delivered, 100).await;
+    assert_eq!(world.number("select count(*) from attempts").await, 100, "the API with room for four had to refuse");
+    world.finish(running).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn retries_that_are_due_and_fresh_leads_do_not_starve_each_other() {
+    for concurrency in [1, 2] {
+        let mut world = World::new().await;
+        world.settings.flow.concurrency = concurrency;
+        world.settings.flow.open_after = 10_000;
+        world.sandbox.faults().rule("due", Some(1), Fault::status(503));
+        let due = world.publish_many("due", 120).await;
+        let running = world.start().await;
+        world.until("all have met it", async || world.number("select count(*) from attempts").await == 120).await;
+        running.stop().await;
+        world.pass(Duration::from_secs(60)).await;
+        let fresh = world.publish_many("fresh", 120).await;
+        world.sandbox.journal().clear();
+        world.sandbox.tune(|tuning| tuning.latency = Duration::from_millis(4));
+        let running = world.start().await;
+        world.until_count(LeadState::Delivered, 240).await;
+
+        let order: Vec<bool> = world.sandbox.journal().posts().iter().map(is_fresh).collect();
+        assert_eq!(order.len(), due.len() + fresh.len());
+        // From when both kinds are there to when one of them is used up.
+        let from = order.iter().position(|fresh| *fresh).unwrap();
+        let last = |kind: bool| order.iter().rposition(|fresh| *fresh == kind).unwrap();
+        let both = order.get(from..last(true).min(last(false))).unwrap();
+        assert!(both.len() >= 60, "one kind was through before the other began: {order:?}");
+        for (at, some) in both.chunks_exact(20).enumerate() {
+            let fresh = some.iter().filter(|fresh| **fresh).count();
+            assert!(
+                (2..=18).contains(&fresh),
+                "concurrency {concurrency}: {fresh} of posts {} and the next 20",
+                at * 20
+            );
+        }
+        assert_eq!(running.stop().await, leadpost::worker::Stopped::Cleanly);
+        assert!(world.ledger.verify().await.unwrap().holds());
+    }
+}
+
+fn is_fresh(post: &Entry) -> bool {
+    post.email.as_deref().is_some_and(|email| email.starts_with("fresh"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_workers_on_one_queue_share_the_work_and_no_lead_is_posted_twice() {
+    let mut world = World::new().await;
+    world.settings.flow.concurrency = 4;
+    world.sandbox.tune(|tuning| tuning.latency = Duration::from_millis(10));
+    let first = world.start_named("first").await;
+    let second = world.start_named("second").await;
+    world.until_consuming(&first, true).await;
+    world.until_consuming(&second, true).await;
+    // Every third is busy at first, so that both have retries to claim as well.
+    world.sandbox.faults().rule("busy", Some(1), Fault::status(503));
+    let mut ids: Vec<LeadId> = Vec::new();
+    for n in 0..50 {
+        ids.push(world.publish(&format!("busy{n}")).await);
+        ids.push(world.publish(&format!("one{n}")).await);
+        ids.push(world.publish(&format!("two{n}")).await);
+    }
+    world.until_all_delivered(&ids).await;
+    assert_eq!(world.sandbox.journal().created_count(), 150);
+    assert_eq!(world.sandbox.journal().counts().posts, 200);
+    for worker in ["first", "second"] {
+        let share: i64 = sqlx::query_scalar("select count(*) from attempts where worker = $1")
+            .bind(worker)
+            .fetch_one(&world.database.pool)
+            .await
+            .unwrap();
+        assert!(share >= 40, "{worker} made {share} of 200 posts");
+    }
+    assert_eq!(second.stop().await, leadpost::worker::Stopped::Cleanly);
+    world.finish(first).await;
+}

@@ -208,3 +208,65 @@ impl Running {
         tokio::time::timeout(DEADLINE, self.task).await.expect("must stop in time").unwrap().unwrap()
     }
 }
+
+/// Many leads, and the ledger's side of the story.
+impl World {
+    /// Publishes so many leads with names that begin like this, under random ids.
+    pub async fn publish_many(&self, name: &str, n: usize) -> Vec<LeadId> {
+        let mut ids = Vec::with_capacity(n);
+        for at in 0..n {
+            ids.push(self.publish(&format!("{name}{at}")).await);
+        }
+        ids
+    }
+
+    /// Publishes other leads, one after the other, and waits until each is through. Whatever was due before has had its turn
+    /// several times by then.
+    pub async fn others_pass(&self) {
+        for _ in 0..4 {
+            let id = self.publish(&format!("other-{}", Uuid::new_v4().simple())).await;
+            self.until_state(id, LeadState::Delivered).await;
+        }
+    }
+
+    /// Lets no lead wait for its time until all of these are delivered. Leases are left alone.
+    pub async fn until_all_delivered(&self, ids: &[LeadId]) {
+        let ids: Vec<Uuid> = ids.iter().map(|id| id.0).collect();
+        self.until("all leads are delivered", async || {
+            let sql = "update leads set next_attempt_at = now() \
+                       where state = 'pending' and lease is null and next_attempt_at > now()";
+            sqlx::query(sql).execute(&self.database.pool).await.unwrap();
+            let sql = "select count(*) from leads where id = any($1) and state = 'delivered'";
+            let delivered: i64 = sqlx::query_scalar(sql).bind(&ids).fetch_one(&self.database.pool).await.unwrap();
+            usize::try_from(delivered).unwrap() == ids.len()
+        })
+        .await;
+    }
+
+    /// Waits until all of these are delivered, without letting time pass.
+    pub async fn until_delivered(&self, ids: &[LeadId]) {
+        for id in ids {
+            self.until_state(*id, LeadState::Delivered).await;
+        }
+    }
+
+    /// How often the lead was suspected of being at fault itself.
+    pub async fn suspicions(&self, id: LeadId) -> i32 {
+        let sql = "select suspected from leads where id = $1";
+        sqlx::query_scalar(sql).bind(id.0).fetch_one(&self.database.pool).await.unwrap()
+    }
+
+    /// A number from the ledger: `sql` has one row with one `bigint`.
+    pub async fn number(&self, sql: &'static str) -> i64 {
+        sqlx::query_scalar(sql).fetch_one(&self.database.pool).await.unwrap()
+    }
+
+    /// Waits until the worker consumes, or says that it does not.
+    pub async fn until_consuming(&self, running: &Running, consuming: bool) {
+        self.until("the worker consumes or not, as expected", async || {
+            let detail = running.health.report().rabbitmq.detail;
+            (detail == "consuming") == consuming && detail != "not connected yet"
+        })
+        .await;
+    }
+}
