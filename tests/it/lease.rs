@@ -451,7 +451,8 @@ async fn tallies_agree_with_the_leads_after_any_sequence_of_writes() {
     let mut random = fastrand::Rng::with_seed(20_261_121);
     let mut known: Vec<LeadId> = Vec::new();
     let mut counts: BTreeMap<&str, u32> = BTreeMap::new();
-    for step in 0..160 {
+    let mut seen = BTreeSet::new();
+    for step in 0..200 {
         let ledger = &handles[random.usize(0..handles.len())];
         let action = ["accept", "settle", "requeue", "delete"][[0, 0, 0, 1, 1, 1, 1, 2, 2, 3][random.usize(0..10)]];
         *counts.entry(action).or_default() += 1;
@@ -501,14 +502,15 @@ async fn tallies_agree_with_the_leads_after_any_sequence_of_writes() {
                 sqlx::query("delete from leads where id = $1").bind(id.0).execute(&world.database.pool).await.unwrap();
             }
         }
-        if step % 20 == 19 {
+        if step % 10 == 9 {
             let states = world.tally().await;
+            seen.extend(states.iter().map(|(state, _)| *state));
             let sum: i64 = states.iter().map(|(_, n)| n).sum();
             assert_eq!(sum, world.number("select count(*) from leads").await, "step {step}: {states:?}");
             assert_eq!(sum, world.ledger.status().await.unwrap().accepted, "step {step}");
         }
     }
-    assert!(counts.len() == 4 && world.number("select count(distinct state) from leads").await == 8, "{counts:?}");
+    assert!(counts.len() == 4 && seen.len() == 8, "{counts:?} {seen:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -631,7 +633,7 @@ async fn two_workers_of_one_queue_share_the_leads_and_post_each_once() {
     world.settings.flow.concurrency = 4;
     world.settings.flow.batch = 4;
     world.sandbox.tune(|tuning| tuning.latency = Duration::from_millis(10));
-    world.sandbox.faults().rule("retry", Some(20), Fault::status(503));
+    world.sandbox.faults().rule("retry", Some(1), Fault::status(503));
     let one = world.start_named("one").await;
     let two = world.start_named("two").await;
     let mut ids = Vec::new();
