@@ -75,7 +75,7 @@ impl Ledger {
                     };
                     if let Some(ids) = &ids {
                         let rows = sqlx::query(
-                            "select t.id, l.state from unnest($1::uuid[]) as t (id) \
+                            "select distinct t.id, l.state from unnest($1::uuid[]) as t (id) \
                              left join leads l on l.id = t.id and l.destination = $2",
                         )
                         .bind(ids)

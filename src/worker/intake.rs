@@ -247,9 +247,6 @@ impl Intake {
 
     /// One turn while leads flow.
     async fn turn(&mut self, stop: &CancellationToken) -> Result<(), LedgerError> {
-        if !self.has_token(stop).await {
-            return Ok(());
-        }
         self.inbox.want(Want::Messages);
         let Some(mut permit) = self.reserve(stop).await else { return Ok(()) };
         let places = permit.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
@@ -257,7 +254,11 @@ impl Intake {
         let mut used = 0;
         let now = Instant::now();
         if now >= self.poll_at {
-            let quota = self.retry_quota(places);
+            let mut quota = self.retry_quota(places);
+            if !self.dispatch.tokens.has_valid() {
+                // One lead is enough to get a token for all.
+                quota = quota.min(1);
+            }
             if quota > 0 {
                 let claimed = self.claim(quota, Vec::new(), &mut permit, false).await?;
                 used += claimed;
@@ -269,6 +270,10 @@ impl Intake {
         }
         if used < places {
             self.fill(places - used, stop).await;
+            if !self.taken.is_empty() && !self.has_token(stop).await {
+                self.flow.give_back(permit.as_ref().map_or(0, OwnedSemaphorePermit::num_permits));
+                return Ok(());
+            }
             let batch = self.next_batch(places - used);
             if !batch.is_empty() {
                 self.accept_for(batch, &mut permit, false).await?;
@@ -279,8 +284,8 @@ impl Intake {
         Ok(())
     }
 
-    /// A token is reserved like a place: leads that were taken before there is one would all be posted at once when it comes, past
-    /// any rate limit, or be handed back. With a valid one, this does not wait.
+    /// A token is reserved like a place: leads that were accepted before there is one would all be posted at once when it comes,
+    /// past any rate limit, or be handed back. With a valid one, this does not wait; with nothing to send, it is not asked for.
     async fn has_token(&self, stop: &CancellationToken) -> bool {
         tokio::select! {
             () = stop.cancelled() => false,

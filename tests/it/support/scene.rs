@@ -141,11 +141,6 @@ impl World {
         self.ledger.status().await.unwrap().states.into_iter().filter(|(_, n)| *n != 0).collect()
     }
 
-    /// A number out of this world's database.
-    pub async fn number(&self, sql: &'static str) -> i64 {
-        sqlx::query_scalar(sql).fetch_one(&self.database.pool).await.unwrap()
-    }
-
     /// Waits until so many messages have become rows, or were counted in one.
     pub async fn until_received(&self, n: i64) {
         self.until(&format!("{n} messages have arrived"), async || {
