@@ -486,9 +486,7 @@ async fn messages_in_hand_when_the_worker_stops_are_parked_or_return_and_none_is
     assert_eq!(running.stop().await, Stopped::Cleanly);
     // Whatever is not in the queue is in the ledger; whatever is in neither would be unacknowledged, or lost.
     let accepted = world.ledger.status().await.unwrap().accepted;
-    world
-        .until("the rest is in the queue", async || i64::from(world.broker.depth().await) + accepted == 30)
-        .await;
+    world.until("the rest is in the queue", async || i64::from(world.broker.depth().await) + accepted == 30).await;
     assert_eq!(world.number("select count(*) from leads where lease is not null").await, 0, "no lease is left behind");
     assert_eq!(world.number("select count(*) from leads where next_attempt_at > now()").await, 0, "all is due at once");
     assert_eq!(world.number("select count(*) from attempts where outcome <> 'delivered'").await, 0);

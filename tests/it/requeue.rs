@@ -229,7 +229,9 @@ async fn a_requeued_lead_has_a_fresh_budget_of_attempts_and_of_age() {
     let lead = world.until_state(id, LeadState::Exhausted).await;
     assert_eq!((lead.attempts, lead.charged), (2, 2));
     // Older than any lead may become.
-    world.execute("update leads set budget_from = now() - interval '1 day', accepted_at = now() - interval '1 day'").await;
+    world
+        .execute("update leads set budget_from = now() - interval '1 day', accepted_at = now() - interval '1 day'")
+        .await;
     assert_eq!(world.ledger.requeue(of_ids(&[id])).await.unwrap(), done(1));
     let lead = world.until_attempts(id, 3).await;
     assert_eq!((lead.state, lead.charged), (LeadState::Pending, 1), "the third attempt does not exhaust it");
@@ -355,7 +357,7 @@ async fn a_held_conflict_is_sent_by_a_requeue() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn tallies_and_books_are_right_after_each_step_of_a_leads_life() {
-    let mut world = World::new().await;
+    let world = World::new().await;
     world.sandbox.faults().script([Fault::status(422), Fault::status(503)]);
     let running = world.start().await;
     let id = world.publish("ann").await;
