@@ -124,7 +124,9 @@ impl Batch<'_> {
                 waiting.splice(0..0, again);
             }
         }
-        Ok(fates.into_iter().flatten().collect())
+        // A gap would shift the fates of all that follow.
+        let fates: Option<Vec<Fate>> = fates.into_iter().collect();
+        fates.ok_or_else(|| sqlx::Error::Protocol("an arrival was left without its fate".to_owned()))
     }
 
     fn arrival(&self, entry: &Entry) -> &Arrival {

@@ -14,6 +14,7 @@
 //! - Stopping: intake parks what it holds and ends; posts under way finish; what was not begun is handed back; settle drains;
 //!   then the connections close. Nothing that was accepted is only in memory.
 
+mod accept;
 mod dispatch;
 mod health;
 mod intake;
