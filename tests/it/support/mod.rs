@@ -20,8 +20,8 @@ use uuid::Uuid;
 
 use broker::Broker;
 pub use broker::Message;
-pub use process::{Process, get, run};
 use database::Database;
+pub use process::{Process, get, run};
 
 /// Nothing in these tests takes longer unless it is broken.
 pub const DEADLINE: Duration = Duration::from_secs(30);
