@@ -276,7 +276,8 @@ async fn healthcheck_says_by_its_exit_code_how_the_worker_is() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_configuration_that_cannot_be_used_ends_with_78_and_says_what_to_change() {
     let world = World::new().await;
-    let cases: [(&[&str], &[(&str, &str)], &[&str]); 6] = [
+    type Case<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)], &'a [&'a str]);
+    let cases: [Case<'_>; 6] = [
         (&["--set", "flow.concurency=5"], &[], &["flow.concurency", "did you mean flow.concurrency?"]),
         (&["--set", "flow.lease_ms=20000"], &[], &["flow.lease_ms", "destination.request.timeout_ms"]),
         (&["--set", "destination.preset=8targets"], &[], &["7targets, 7targets-2024"]),
