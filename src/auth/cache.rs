@@ -87,6 +87,11 @@ impl Tokens {
         self.fetch().await
     }
 
+    /// Whether a token is in hand that can be used now.
+    pub fn has_valid(&self) -> bool {
+        self.valid(Instant::now()).is_some()
+    }
+
     /// Forgets a token that the API did not accept, unless it has been replaced already.
     pub fn invalidate(&self, refused: &Token) {
         let mut state = self.lock();

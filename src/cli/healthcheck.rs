@@ -5,6 +5,8 @@ use std::time::Duration;
 use super::{Exit, print, say};
 
 /// Ask a running worker's admin port; exit code 0 if it answers well, 1 if not
+///
+/// Example: leadpost healthcheck --url http://127.0.0.1:9090/readyz
 #[derive(Debug, clap::Args)]
 pub(super) struct HealthcheckArgs {
     /// What to ask: /livez for the process, /readyz for its neighbours too

@@ -131,8 +131,7 @@ pub fn main() -> ExitCode {
     match result {
         Ok(exit) => ExitCode::from(exit.code()),
         Err(error) => {
-            let text: Vec<String> = error.chain().map(ToString::to_string).collect();
-            say(&format!("error: {}", text.join(": ")));
+            say(&format!("error: {}", crate::http::chain(error.as_ref())));
             ExitCode::from(exit_of(&error).code())
         }
     }

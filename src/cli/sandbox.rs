@@ -12,6 +12,8 @@ use crate::sandbox::{FaultPlan, Profile, Sandbox, SandboxSettings, Tuning};
 ///
 /// One port serves the API, its token endpoint, and control routes under /_sandbox. Nothing is stored: what has
 /// arrived is gone when it stops.
+///
+/// Example: leadpost sandbox --listen 127.0.0.1:8080 --latency-ms 100
 #[derive(Clone, Debug, clap::Args)]
 pub struct SandboxArgs {
     /// Address to listen on

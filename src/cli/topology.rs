@@ -14,6 +14,8 @@ pub(super) enum TopologyCommand {
     /// Example: AMQP_URL=amqp://… leadpost topology declare
     Declare,
     /// Show what would be declared
+    ///
+    /// Example: leadpost topology show --output json
     Show {
         /// How to print it
         #[arg(long, value_enum, default_value = "text")]

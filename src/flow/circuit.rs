@@ -11,7 +11,7 @@
 //!
 //! # Rules
 //! - A probe is one lead, and another one than those whose answers are suspected, if there is another.
-//! - When the probe passes, and most posts that ended meanwhile did, the answers were about the suspected leads themselves:
+//! - When the probe passes, and at least half of the posts that ended meanwhile did, the answers were about the suspected leads themselves:
 //!   each is blamed once.
 //! - The first probe after a systemic answer comes at once: if it was the lead's own fault, nothing is lost but one exchange.
 
@@ -187,7 +187,7 @@ impl Circuit {
                 episode.probing = false;
                 match signal {
                     Signal::Passed => {
-                        let most_passed = episode.passed > episode.suspected && episode.suspected <= MAX_SUSPECTS;
+                        let most_passed = episode.passed >= episode.suspected && episode.suspected <= MAX_SUSPECTS;
                         let blamed = if most_passed { std::mem::take(&mut episode.suspects) } else { Vec::new() };
                         let after = now.saturating_duration_since(episode.since);
                         self.episode = None;
@@ -263,7 +263,6 @@ mod tests {
         let now = Instant::now();
         let mut circuit = circuit();
         circuit.record(suspect(1), false, now);
-        circuit.record(Signal::Passed, false, now);
         circuit.begin_probe();
         let change = circuit.record(Signal::Passed, true, now + INITIAL);
         assert_eq!(change, Some(Change::Closed { after: INITIAL, blamed: vec![lead(1)] }));

@@ -36,7 +36,8 @@ impl Ledger {
                 async move {
                     let leased_at = Instant::now();
                     let mut transaction = begin(&pool).await?;
-                    let mut batch = Batch { ledger: &ledger, arrivals: &arrivals, lease, leased_at };
+                    let given = HashSet::new();
+                    let mut batch = Batch { ledger: &ledger, arrivals: &arrivals, lease, leased_at, given };
                     let fates = batch.write(&mut transaction).await?;
                     commit(transaction).await?;
                     Ok(fates)
@@ -51,6 +52,8 @@ struct Batch<'a> {
     arrivals: &'a [Arrival],
     lease: Option<(Uuid, Duration)>,
     leased_at: Instant,
+    /// What this try has dealt with already: a second message with such an id is another message, not a lost answer.
+    given: HashSet<LeadId>,
 }
 
 /// An arrival on its way into the ledger under an id that is perhaps not its first.
@@ -69,8 +72,11 @@ struct Entry {
 struct Known {
     state: LeadState,
     same_body: bool,
+    /// It has this batch's lease.
     ours: bool,
     elsewhere: bool,
+    attempts: u32,
+    replays: i32,
 }
 
 /// What to do with an arrival whose id is known.
@@ -110,6 +116,7 @@ impl Batch<'_> {
                 wave.into_iter().partition(|entry| inserted.contains(&entry.id));
             for entry in new {
                 fates[entry.at] = Some(self.fate_of_new(&entry));
+                self.given.insert(entry.id);
             }
             if !known.is_empty() {
                 let again = self.settle_known(connection, known, &mut fates).await?;
@@ -117,7 +124,9 @@ impl Batch<'_> {
                 waiting.splice(0..0, again);
             }
         }
-        Ok(fates.into_iter().flatten().collect())
+        // A gap would shift the fates of all that follow.
+        let fates: Option<Vec<Fate>> = fates.into_iter().collect();
+        fates.ok_or_else(|| sqlx::Error::Protocol("an arrival was left without its fate".to_owned()))
     }
 
     fn arrival(&self, entry: &Entry) -> &Arrival {
@@ -203,7 +212,7 @@ impl Batch<'_> {
 
     /// Deals with arrivals whose ids are there already; those that need another id come back.
     async fn settle_known(
-        &self,
+        &mut self,
         connection: &mut PgConnection,
         known: Vec<Entry>,
         fates: &mut [Option<Fate>],
@@ -220,10 +229,16 @@ impl Batch<'_> {
                 continue;
             };
             let arrival = self.arrival(&entry);
-            match decide(row, arrival) {
+            match decide(row, arrival, self.given.contains(&entry.id)) {
                 Decision::AlreadyLeased => {
-                    fates[entry.at] = Some(self.fate_of_pending(entry.id, Origin::Fresh, 0));
+                    let origin = match (entry.instead_of, row.replays) {
+                        (Some(_), _) => Origin::Conflict,
+                        (None, 1..) => Origin::Replayed,
+                        (None, _) => Origin::Fresh,
+                    };
+                    fates[entry.at] = Some(self.fate_of_pending(entry.id, origin, row.attempts));
                     ours.push(entry.id.0);
+                    self.given.insert(entry.id);
                 }
                 Decision::Repeat => {
                     fates[entry.at] = Some(Fate::Repeated(entry.id, row.state));
@@ -276,7 +291,7 @@ impl Batch<'_> {
         let ids: Vec<Uuid> = known.iter().map(|entry| entry.id.0).collect();
         let bodies: Vec<&[u8]> = known.iter().map(|entry| &*self.arrival(entry).body).collect();
         let rows = sqlx::query(
-            "select l.id, l.state, l.body = t.body, coalesce(l.lease = $3, false), l.destination <> $4 \
+            "select l.id, l.state, l.body = t.body, coalesce(l.lease = $3, false), l.destination <> $4, l.attempts, l.replays \
              from unnest($1::uuid[], $2::bytea[]) as t (id, body) join leads l on l.id = t.id \
              order by l.id for update of l",
         )
@@ -293,6 +308,8 @@ impl Batch<'_> {
                     same_body: row.try_get(2)?,
                     ours: row.try_get(3)?,
                     elsewhere: row.try_get(4)?,
+                    attempts: u32::try_from(row.try_get::<i32, _>(5)?).unwrap_or(0),
+                    replays: row.try_get(6)?,
                 };
                 Ok((LeadId(row.try_get(0)?), known))
             })
@@ -301,7 +318,7 @@ impl Batch<'_> {
 
     /// Sends ended leads on their way again, with the new body and a fresh budget.
     async fn replay(
-        &self,
+        &mut self,
         connection: &mut PgConnection,
         replayed: &[(Entry, LeadState)],
         fates: &mut [Option<Fate>],
@@ -341,6 +358,7 @@ impl Batch<'_> {
         let attempts: HashMap<Uuid, i32> =
             rows.into_iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect::<Result<_, sqlx::Error>>()?;
         for entry in &entries {
+            self.given.insert(entry.id);
             let attempts = attempts.get(&entry.id.0).copied().unwrap_or(0);
             fates[entry.at] = Some(if self.state(entry) == LeadState::Pending {
                 self.fate_of_pending(entry.id, Origin::Replayed, u32::try_from(attempts).unwrap_or(0))
@@ -353,11 +371,13 @@ impl Batch<'_> {
 }
 
 /// The rule of identity: what a message means for the lead that has its id.
-fn decide(known: &Known, arrival: &Arrival) -> Decision {
+///
+/// `given`: this very batch has dealt with a message of that id before.
+fn decide(known: &Known, arrival: &Arrival, given: bool) -> Decision {
     if known.elsewhere {
         return Decision::Elsewhere;
     }
-    if known.ours {
+    if known.ours && known.same_body && !given {
         return Decision::AlreadyLeased;
     }
     match known.state {
@@ -453,6 +473,31 @@ mod tests {
 
     use super::*;
 
+    fn known(state: LeadState, same_body: bool, ours: bool) -> Known {
+        Known { state, same_body, ours, elsewhere: false, attempts: 0, replays: 0 }
+    }
+
+    fn arrival(redelivered: bool, replay: bool) -> Arrival {
+        Arrival {
+            id: LeadId::of_content(b""),
+            body: Bytes::new(),
+            message_id: None,
+            redelivered,
+            replay,
+            violations: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_lost_answer_is_told_from_a_second_message_in_the_same_batch() {
+        let arrival = arrival(false, false);
+        let pending = |same_body| known(LeadState::Pending, same_body, true);
+        assert_eq!(decide(&pending(true), &arrival, false), Decision::AlreadyLeased);
+        assert_eq!(decide(&pending(true), &arrival, true), Decision::Repeat);
+        assert_eq!(decide(&pending(false), &arrival, true), Decision::Conflict);
+        assert_eq!(decide(&pending(false), &arrival, false), Decision::Conflict);
+    }
+
     #[test]
     fn the_rule_of_identity_holds_for_every_state() {
         use Decision::{Conflict, HeldConflict, Repeat, Replay};
@@ -473,17 +518,10 @@ mod tests {
                 for ((redelivered, replay), expected) in
                     [(false, false), (true, false), (true, true)].into_iter().zip(expected)
                 {
-                    let arrival = Arrival {
-                        id: LeadId::of_content(b""),
-                        body: Bytes::new(),
-                        message_id: None,
-                        redelivered,
-                        replay,
-                        violations: Vec::new(),
-                    };
-                    let known = Known { state, same_body, ours: false, elsewhere: false };
+                    let arrival = arrival(redelivered, replay);
+                    let known = known(state, same_body, false);
                     let case = format!("{state}, same body {same_body}, redelivered {redelivered}, replay {replay}");
-                    assert_eq!(decide(&known, &arrival), expected, "{case}");
+                    assert_eq!(decide(&known, &arrival, false), expected, "{case}");
                 }
             }
         }

@@ -8,7 +8,7 @@ use sqlx::postgres::PgRow;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::model::{Attempt, Claimed, Leased, Next, Origin, Settlement};
+use super::model::{Attempt, Claimed, End, Leased, Next, Origin, Settlement};
 use super::settle::{Write, write};
 use super::{Ledger, LedgerError, begin, commit, millis};
 use crate::lead::LeadId;
@@ -136,28 +136,32 @@ impl Ledger {
             .await
     }
 
-    /// Records that these leads met answers which speak of the set-up while other leads passed. At the third time a lead is
-    /// rejected for it. Says which were.
+    /// Records that these leads met answers which speak of the set-up while other leads passed. At the `limit`th time a lead is
+    /// rejected for it, with the code and reason of `rejected`. Says which were.
     ///
     /// # Errors
     /// That nothing was recorded, or that nobody knows.
-    pub async fn suspect(&self, ids: Vec<LeadId>, limit: u32) -> Result<Vec<LeadId>, LedgerError> {
+    pub async fn suspect(&self, ids: Vec<LeadId>, limit: u32, rejected: End) -> Result<Vec<LeadId>, LedgerError> {
         let ids: Arc<[Uuid]> = ids.into_iter().map(|id| id.0).collect();
         self.pool
             .run("record suspicions", move |pool| {
-                let ids = Arc::clone(&ids);
+                let (ids, rejected) = (Arc::clone(&ids), rejected.clone());
                 async move {
                     let mut transaction = begin(&pool).await?;
                     let rows = sqlx::query(
                         "update leads set suspected = suspected + 1, changed_at = now(), \
                              state = case when suspected + 1 >= $2 and lease is null then 'rejected' else state end, \
                              finished_at = case when suspected + 1 >= $2 and lease is null then now() end, \
-                             next_attempt_at = case when suspected + 1 >= $2 and lease is null then null else next_attempt_at end \
+                             next_attempt_at = case when suspected + 1 >= $2 and lease is null then null else next_attempt_at end, \
+                             code = case when suspected + 1 >= $2 and lease is null then $3 else code end, \
+                             reason = case when suspected + 1 >= $2 and lease is null then $4 else reason end \
                          where id = any($1) and state = 'pending' \
                          returning id, state",
                     )
                     .bind(&*ids)
                     .bind(i32::try_from(limit).unwrap_or(i32::MAX))
+                    .bind(rejected.code)
+                    .bind(rejected.reason)
                     .fetch_all(&mut *transaction)
                     .await?;
                     commit(transaction).await?;

@@ -129,11 +129,10 @@ impl Ledger {
         let options = self.pool.options_with(MIGRATION_LOCK_TIMEOUT_MS, 0);
         // Its own task, as everything that writes.
         let task = tokio::spawn(async move {
-            let pool = PgPoolOptions::new()
-                .max_connections(1)
-                .connect_with(options)
-                .await
-                .map_err(|source| LedgerError::Database { doing: "connect to migrate", source })?;
+            let failed = |source| LedgerError::Database { doing: "bring the tables up to date", source };
+            // A pool says only that it had to wait; this says why.
+            pool::connect(&options).await.map_err(failed)?;
+            let pool = PgPoolOptions::new().max_connections(1).connect_with(options).await.map_err(failed)?;
             let before = applied(&pool).await.len();
             MIGRATIONS.run(&pool).await.map_err(|error| LedgerError::Schema(crate::http::chain(&error)))?;
             let after = applied(&pool).await.len();

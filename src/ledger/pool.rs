@@ -15,8 +15,8 @@ use crate::config;
 const CONFLICTS: [&str; 2] = ["40P01", "40001"];
 const MAX_TRIES: u32 = 10;
 
-/// After so many timeouts in a row of waiting for a connection, it is asked whether the pool or Postgres is at fault.
-const TIMEOUTS_UNTIL_CHECK: u32 = 2;
+/// After so many timeouts in a row of waiting for a connection, while Postgres answers, the pool is replaced.
+const TIMEOUTS_UNTIL_REPLACED: u32 = 2;
 
 /// A pool that can be replaced. sqlx loses a place in its pool for good when the other end of a connection falls silent
 /// (transact-rs/sqlx#4349); without a replacement only `PoolTimedOut` would come back some day.
@@ -113,8 +113,13 @@ impl Pool {
         match tokio::time::timeout(patience, task).await {
             Ok(done) => {
                 let result = join(done);
-                let timed_out = matches!(&result, Err(sqlx::Error::PoolTimedOut));
-                self.note(generation, timed_out).await;
+                let result = match result {
+                    Err(sqlx::Error::PoolTimedOut) => Err(self.timed_out(generation).await),
+                    result => {
+                        self.lock().timeouts = 0;
+                        result
+                    }
+                };
                 result.map_err(|source| LedgerError::Database { doing, source })
             }
             Err(_) => {
@@ -136,27 +141,24 @@ impl Pool {
         self.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts timeouts of the pool; when there are too many in a row and Postgres answers a direct connect, the pool is at fault.
-    async fn note(&self, generation: u64, timed_out: bool) {
-        {
-            let mut current = self.lock();
-            if current.generation != generation {
-                return;
-            }
-            current.timeouts = if timed_out { current.timeouts + 1 } else { 0 };
-            if current.timeouts < TIMEOUTS_UNTIL_CHECK {
-                return;
-            }
-        }
+    /// Why the pool had no connection: the pool waits without a word while Postgres refuses, so it is asked directly. When it
+    /// answers, again and again, the pool is at fault.
+    async fn timed_out(&self, generation: u64) -> sqlx::Error {
         let options = self.options.clone();
-        let connect = tokio::spawn(async move {
-            let connection = PgConnection::connect_with(&options).await?;
-            connection.close().await
-        });
-        match tokio::time::timeout(self.connect_timeout, connect).await {
-            Ok(Ok(Ok(()))) => self.replace(generation, "the pool has no connection left, though Postgres answers"),
-            Ok(Ok(Err(error))) => tracing::warn!(error = %crate::http::chain(&error), "Postgres cannot be reached"),
-            Ok(Err(_)) | Err(_) => tracing::warn!("Postgres does not answer"),
+        match tokio::time::timeout(self.connect_timeout, tokio::spawn(async move { connect(&options).await })).await {
+            Ok(Ok(Ok(()))) => {
+                let timeouts = {
+                    let mut current = self.lock();
+                    current.timeouts += 1;
+                    current.timeouts
+                };
+                if timeouts >= TIMEOUTS_UNTIL_REPLACED {
+                    self.replace(generation, "the pool has no connection left, though Postgres answers");
+                }
+                sqlx::Error::PoolTimedOut
+            }
+            Ok(Ok(Err(error))) => error,
+            Ok(Err(_)) | Err(_) => sqlx::Error::PoolTimedOut,
         }
     }
 
@@ -169,6 +171,11 @@ impl Pool {
             current.timeouts = 0;
         }
     }
+}
+
+/// Connects once, to see whether that works.
+pub(super) async fn connect(options: &PgConnectOptions) -> Result<(), sqlx::Error> {
+    PgConnection::connect_with(options).await?.close().await
 }
 
 fn limits(options: PgConnectOptions, lock_timeout_ms: u64, statement_timeout_ms: u64) -> PgConnectOptions {

@@ -1,5 +1,6 @@
 //! Replay from the operator's side: ended leads become pending again, in one transaction, with who, when and why.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use sqlx::Row as _;
@@ -67,7 +68,9 @@ impl Ledger {
                         Requeued { requeued: 0, unknown: Vec::new(), pending: Vec::new(), delivered: Vec::new() };
                     let (ids, states, since) = match &requeue.selection {
                         Selection::Ids(ids) => {
-                            (Some(ids.iter().map(|id| id.0).collect::<Vec<Uuid>>()), Vec::new(), None)
+                            let mut seen = HashSet::new();
+                            let ids: Vec<Uuid> = ids.iter().map(|id| id.0).filter(|id| seen.insert(*id)).collect();
+                            (Some(ids), Vec::new(), None)
                         }
                         Selection::States(states, since) => {
                             (None, states.iter().map(|state| state.as_str()).collect::<Vec<_>>(), *since)
@@ -75,8 +78,8 @@ impl Ledger {
                     };
                     if let Some(ids) = &ids {
                         let rows = sqlx::query(
-                            "select t.id, l.state from unnest($1::uuid[]) as t (id) \
-                             left join leads l on l.id = t.id and l.destination = $2",
+                            "select t.id, l.state from unnest($1::uuid[]) with ordinality as t (id, place) \
+                             left join leads l on l.id = t.id and l.destination = $2 order by t.place",
                         )
                         .bind(ids)
                         .bind(&*ledger.destination)

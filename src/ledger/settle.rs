@@ -40,7 +40,10 @@ impl Ledger {
                         settlements.iter().filter(|settlement| !settled.contains(&settlement.id)).collect();
                     if repeated && !late.is_empty() {
                         let before = settled_before(&mut transaction, &late).await?;
-                        late.retain(|settlement| !before.contains(&(settlement.id, settlement.lease)));
+                        // Without an attempt nothing was sent, so nothing can be late about it.
+                        late.retain(|settlement| {
+                            !settlement.attempts.is_empty() && !before.contains(&(settlement.id, settlement.lease))
+                        });
                     }
                     let late = late.into_iter().map(|settlement| settlement.id).collect();
                     commit(transaction).await?;

@@ -112,7 +112,7 @@ impl Dispatch {
     /// What keeps a lead from being posted at all.
     fn before_post(&self, leased: &Leased) -> Option<Next> {
         if leased.suspected >= MAX_SUSPICIONS {
-            return Some(Policy::blamed());
+            return Some(Next::End(Policy::blamed()));
         }
         self.policy.too_old(leased.age)
     }
@@ -144,6 +144,14 @@ impl Dispatch {
             }
         }
         Vec::new()
+    }
+
+    /// Pauses posts for want of a token.
+    pub(super) fn no_token(&self, error: &AuthError, is_probe: bool) {
+        if let AuthError::Unavailable(reason, Some(wait)) = error {
+            self.flow.hold(*wait, reason, Instant::now());
+        }
+        self.record(Signal::NoToken(error.reason().clone()), is_probe);
     }
 
     fn panicked(&self, leased: &Leased, is_probe: bool, started_at: Instant) -> Settling {
@@ -201,7 +209,7 @@ impl Trip<'_> {
     }
 
     async fn post(&mut self, token: Token, json: Bytes) -> Next {
-        let mut outcome = self.post_once(&token, &json).await;
+        let mut outcome = self.post_once(&token, &json, false).await;
         if let Outcome::Unauthorized(_) = outcome {
             // The token was revoked or expired early: one new one for all, and once more.
             self.dispatch.tokens.invalidate(&token);
@@ -209,11 +217,7 @@ impl Trip<'_> {
                 Ok(token) => token,
                 Err(next) => return *next,
             };
-            outcome = self.post_once(&token, &json).await;
-            if let Outcome::Unauthorized(reason) = outcome {
-                let text = format!("a fresh token was refused too: {}", reason.text);
-                outcome = Outcome::Systemic(Reason { code: reason.code, text });
-            }
+            outcome = self.post_once(&token, &json, true).await;
         }
         self.tell(match &outcome {
             Outcome::Delivered(_) | Outcome::Duplicate(_) | Outcome::Rejected(_) => Signal::Passed,
@@ -230,12 +234,19 @@ impl Trip<'_> {
         self.next(&outcome)
     }
 
-    async fn post_once(&mut self, token: &Token, json: &Bytes) -> Outcome {
+    /// Posts, and puts the attempt on record. A fresh token that is refused too speaks of the set-up.
+    async fn post_once(&mut self, token: &Token, json: &Bytes, is_fresh: bool) -> Outcome {
         let started_at = Instant::now();
         self.dispatch.metrics.posting.inc();
         let exchange = self.dispatch.api.post(self.leased.id, token, json.clone()).await;
         self.dispatch.metrics.posting.dec();
-        let outcome = classify(&self.dispatch.answers, &exchange);
+        let outcome = match classify(&self.dispatch.answers, &exchange) {
+            Outcome::Unauthorized(reason) if is_fresh => {
+                let text = format!("a fresh token was refused too: {}", reason.text);
+                Outcome::Systemic(Reason { code: reason.code, text })
+            }
+            outcome => outcome,
+        };
         self.note(&outcome, started_at, Some(&exchange));
         outcome
     }
@@ -271,10 +282,8 @@ impl Trip<'_> {
     }
 
     fn no_token(&mut self, error: &AuthError) -> Next {
-        if let AuthError::Unavailable(reason, Some(wait)) = error {
-            self.dispatch.flow.hold(*wait, reason, Instant::now());
-        }
-        self.tell(Signal::NoToken(error.reason().clone()));
+        self.dispatch.no_token(error, self.is_probe);
+        self.is_probe = false;
         again(Duration::ZERO, error.reason())
     }
 

@@ -18,20 +18,17 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
+use super::accept::{Accept, HOLD};
 use super::dispatch::{Dispatch, InHand, Settling};
 use super::health::Health;
 use super::settle::AGAIN;
 use crate::broker::{Inbox, Link, Message, Receipt, Want};
 use crate::config::Settings;
-use crate::flow::{Admission, Flow, Signal};
+use crate::flow::{Admission, Flow};
 use crate::http::chain;
-use crate::lead::{Code, Lead, LeadId, LeadRules, Violation, identify};
-use crate::ledger::{Arrival, Fate, Ledger, LedgerError, Origin};
+use crate::lead::{LeadId, LeadRules};
+use crate::ledger::{Ledger, LedgerError};
 use crate::metrics::Metrics;
-
-/// How long a batch that cannot be accepted is held before its messages are given back. Far below the broker's limit of 30
-/// minutes, and rare enough that quorum queues do not count a message to death.
-const HOLD: Duration = Duration::from_secs(20);
 
 /// When posts are paused for longer than this, the consumer is cancelled: the backlog belongs in the queue.
 const SHORT_PAUSE: Duration = Duration::from_secs(2);
@@ -48,15 +45,12 @@ const CANCEL_WAIT: Duration = Duration::from_secs(5);
 /// Nothing is waited for longer without a look at what else has changed.
 const LOOK_AROUND: Duration = Duration::from_secs(5);
 
-/// Longer message ids are kept in part.
-const MAX_MESSAGE_ID_CHARS: usize = 255;
-
 /// The intake loop.
 pub(super) struct Intake {
     settings: Arc<Settings>,
     ledger: Ledger,
     inbox: Inbox,
-    rules: Arc<LeadRules>,
+    accept: Accept,
     flow: Arc<Flow>,
     dispatch: Arc<Dispatch>,
     settle: mpsc::Sender<Settling>,
@@ -74,12 +68,6 @@ pub(super) struct Intake {
     lost_claim: Option<Uuid>,
 }
 
-/// A message, read.
-struct Read {
-    arrival: Arrival,
-    lead: Option<Lead>,
-}
-
 impl Intake {
     #[expect(clippy::too_many_arguments, reason = "it is put together in one place, from parts that the loops share")]
     pub(super) fn new(
@@ -93,12 +81,19 @@ impl Intake {
         metrics: &Arc<Metrics>,
         posts: TaskTracker,
     ) -> Self {
+        let accept = Accept {
+            ledger: ledger.clone(),
+            queue: settings.amqp.queue.clone(),
+            rules,
+            health: Arc::clone(health),
+            metrics: Arc::clone(metrics),
+        };
         Self {
             lease: Duration::from_millis(settings.flow.lease_ms),
             settings,
             ledger,
             inbox,
-            rules,
+            accept,
             flow: Arc::clone(&dispatch.flow),
             dispatch,
             settle,
@@ -204,7 +199,7 @@ impl Intake {
         // Without a token no lead needs to be risked.
         if let Err(error) = self.dispatch.tokens.get().await {
             self.flow.begin_probe();
-            self.dispatch.record(Signal::NoToken(error.reason().clone()), true);
+            self.dispatch.no_token(&error, true);
             return Ok(());
         }
         let Ok(permit) = Arc::clone(&self.flow.window).try_acquire_owned() else {
@@ -254,7 +249,11 @@ impl Intake {
         let mut used = 0;
         let now = Instant::now();
         if now >= self.poll_at {
-            let quota = self.retry_quota(places);
+            let mut quota = self.retry_quota(places);
+            if !self.dispatch.tokens.has_valid() {
+                // One lead is enough to get a token for all.
+                quota = quota.min(1);
+            }
             if quota > 0 {
                 let claimed = self.claim(quota, Vec::new(), &mut permit, false).await?;
                 used += claimed;
@@ -266,6 +265,10 @@ impl Intake {
         }
         if used < places {
             self.fill(places - used, stop).await;
+            if !self.taken.is_empty() && !self.has_token(stop).await {
+                self.flow.give_back(permit.as_ref().map_or(0, OwnedSemaphorePermit::num_permits));
+                return Ok(());
+            }
             let batch = self.next_batch(places - used);
             if !batch.is_empty() {
                 self.accept_for(batch, &mut permit, false).await?;
@@ -274,6 +277,21 @@ impl Intake {
         let unused = permit.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
         self.flow.give_back(unused);
         Ok(())
+    }
+
+    /// A token is reserved like a place: leads that were accepted before there is one would all be posted at once when it comes,
+    /// past any rate limit, or be handed back. With a valid one, this does not wait; with nothing to send, it is not asked for.
+    async fn has_token(&self, stop: &CancellationToken) -> bool {
+        tokio::select! {
+            () = stop.cancelled() => false,
+            token = self.dispatch.tokens.get() => match token {
+                Ok(_) => true,
+                Err(error) => {
+                    self.dispatch.no_token(&error, false);
+                    false
+                }
+            }
+        }
     }
 
     /// Reserves at least one place, and as many as are free, up to a batch.
@@ -425,123 +443,12 @@ impl Intake {
 
     /// Commits a batch to the ledger, then acknowledges it. Comes back with the leads that are ours to post.
     async fn accept(&mut self, batch: Vec<Message>, lease: Option<Duration>) -> Result<Vec<InHand>, LedgerError> {
-        self.metrics.accept_batch.observe(batch.len() as f64);
         let receipts = last_receipts(&batch);
-        let read: Vec<Read> = batch.into_iter().map(|message| self.read(message)).collect();
-        let arrivals: Arc<[Arrival]> = read.iter().map(|read| read.arrival.clone()).collect();
-        let fates = self.commit(&arrivals, lease.map(|lease| (Uuid::new_v4(), lease))).await?;
+        let in_hand = self.accept.accept(batch, lease).await?;
         for receipt in receipts {
             self.inbox.acknowledge(receipt);
         }
-        let mut in_hand = Vec::with_capacity(fates.len());
-        for (read, fate) in read.into_iter().zip(fates) {
-            self.tell(&read, &fate);
-            if let Fate::Leased(leased) = fate {
-                in_hand.push(InHand { leased, body: read.arrival.body, lead: read.lead, is_probe: false });
-            }
-        }
         Ok(in_hand)
-    }
-
-    /// Commits, holding the batch while the ledger is away, up to a limit.
-    async fn commit(
-        &self,
-        arrivals: &Arc<[Arrival]>,
-        lease: Option<(Uuid, Duration)>,
-    ) -> Result<Vec<Fate>, LedgerError> {
-        let since = Instant::now();
-        let mut tries = 0;
-        let mut arrivals = Arc::clone(arrivals);
-        loop {
-            match self.ledger.accept(Arc::clone(&arrivals), lease).await {
-                Ok(fates) => {
-                    self.health.ledger_is_up();
-                    return Ok(fates);
-                }
-                Err(error) if error.is_about_data() && arrivals.len() > 1 => {
-                    // Something in it cannot be stored: halves, until the culprit stands alone.
-                    let (left, right) = arrivals.split_at(arrivals.len() / 2);
-                    let mut fates = Box::pin(self.commit(&left.into(), lease)).await?;
-                    fates.extend(Box::pin(self.commit(&right.into(), lease)).await?);
-                    return Ok(fates);
-                }
-                Err(error) if error.is_about_data() && arrivals.iter().all(is_whole) => {
-                    tracing::error!(error = %chain(&error), "a message cannot be stored as it is; keeping its body alone");
-                    arrivals = arrivals.iter().map(body_alone).collect();
-                }
-                Err(error) => {
-                    tries += 1;
-                    self.metrics.ledger_failures.inc();
-                    self.health.ledger_is_down(&error);
-                    self.health.turned();
-                    if since.elapsed() > HOLD {
-                        return Err(error);
-                    }
-                    tracing::warn!(error = %chain(&error), messages = arrivals.len(), "could not accept; holding the messages");
-                    tokio::time::sleep(AGAIN.delay(tries, fastrand::f64())).await;
-                }
-            }
-        }
-    }
-
-    /// Decodes and validates a message.
-    fn read(&self, message: Message) -> Read {
-        let delivered_before = i64::try_from(message.delivery_count).unwrap_or(i64::MAX);
-        if delivered_before > self.metrics.max_delivery_count.get() {
-            self.metrics.max_delivery_count.set(delivered_before);
-        }
-        let id = identify(&self.settings.amqp.queue, message.message_id.as_deref(), &message.body);
-        let (lead, violations) = match self.rules.check(&message.body) {
-            Ok(lead) => (Some(lead), Vec::new()),
-            Err(violations) => (None, violations),
-        };
-        let arrival = Arrival {
-            id,
-            body: Bytes::from(message.body),
-            message_id: message
-                .message_id
-                .filter(|id| !id.is_empty())
-                .map(|id| id.chars().filter(|c| !c.is_control()).take(MAX_MESSAGE_ID_CHARS).collect()),
-            redelivered: message.redelivered,
-            replay: message.replay,
-            violations,
-        };
-        Read { arrival, lead }
-    }
-
-    /// Counts a message, and says what is not a post's to say.
-    fn tell(&self, read: &Read, fate: &Fate) {
-        let kind = match fate {
-            Fate::Leased(leased) => match leased.origin {
-                Origin::Fresh | Origin::Claimed => "fresh",
-                Origin::Replayed => "replayed",
-                Origin::Conflict => "conflict",
-            },
-            Fate::Parked(_) => "parked",
-            Fate::Invalid(_) => "invalid",
-            Fate::Repeated(..) => "repeated",
-            Fate::Held(..) => "held",
-        };
-        self.metrics.messages.count(kind);
-        match fate {
-            Fate::Leased(leased) if leased.origin == Origin::Conflict => {
-                tracing::warn!(lead.id = %leased.id, came_as = %read.arrival.id, "id conflict: another body under an id that is taken; accepted as a lead of its own");
-            }
-            Fate::Invalid(id) => {
-                self.metrics.ended.count("invalid");
-                let codes: Vec<&str> =
-                    read.arrival.violations.iter().map(|violation| violation.code.as_str()).collect();
-                for code in &codes {
-                    self.metrics.violations.count(code);
-                }
-                tracing::info!(lead.id = %id, state = "invalid", codes = codes.join(","), "lead settled");
-            }
-            Fate::Held(id, state) => {
-                tracing::warn!(lead.id = %id, came_as = %read.arrival.id, %state, "id conflict: another body under an id that a person holds; held too");
-            }
-            Fate::Repeated(id, state) => tracing::debug!(lead.id = %id, %state, "a message came again"),
-            Fate::Leased(_) | Fate::Parked(_) => {}
-        }
     }
 
     /// Leaves nothing behind: parks what was handed out, waits for the posts, acknowledges, closes.
@@ -564,16 +471,6 @@ impl Intake {
         drop(self.settle);
         self.inbox.close().await;
     }
-}
-
-fn is_whole(arrival: &Arrival) -> bool {
-    arrival.violations.iter().all(|violation| violation.code != Code::Unstorable)
-}
-
-/// What is left of a message that cannot be stored: its bytes, and that it is not a lead.
-fn body_alone(arrival: &Arrival) -> Arrival {
-    let message = "the ledger could not store the message with its properties; its body is kept";
-    Arrival { message_id: None, violations: vec![Violation::of_message(Code::Unstorable, message)], ..arrival.clone() }
 }
 
 /// The last receipt of each connection in a batch: it acknowledges all before it.

@@ -14,6 +14,7 @@
 //! - Stopping: intake parks what it holds and ends; posts under way finish; what was not begun is handed back; settle drains;
 //!   then the connections close. Nothing that was accepted is only in memory.
 
+mod accept;
 mod dispatch;
 mod health;
 mod intake;
@@ -204,6 +205,8 @@ impl Worker {
 
         // A loop that ends before it was told to has panicked.
         let broken = tokio::select! {
+            // Told to stop, loops end as they should: that is looked at first.
+            biased;
             () = shutdown.drain.cancelled() => false,
             ended = loops.join_next() => {
                 tracing::error!(panic = ended.is_some_and(|ended| ended.is_err()), "a loop of the worker has ended by itself; stopping");

@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 
 use super::dispatch::Settling;
 use super::health::Health;
-use super::verdict::MAX_SUSPICIONS;
+use super::verdict::{MAX_SUSPICIONS, Policy};
 use crate::http::chain;
 use crate::lead::LeadId;
 use crate::ledger::{Ledger, LedgerError, Next, Settlement};
@@ -91,7 +91,7 @@ impl Settler {
     }
 
     async fn blame(&self, blamed: Vec<LeadId>) {
-        match self.ledger.suspect(blamed, MAX_SUSPICIONS).await {
+        match self.ledger.suspect(blamed, MAX_SUSPICIONS, Policy::blamed()).await {
             Ok(rejected) => {
                 for id in rejected {
                     self.metrics.ended.count("rejected");

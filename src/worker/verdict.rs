@@ -80,9 +80,14 @@ impl Policy {
     }
 
     /// Why a lead that met systemic answers while others passed is given up.
-    pub(super) fn blamed() -> Next {
+    pub(super) fn blamed() -> End {
         let text = format!("met answers that speak of the set-up {MAX_SUSPICIONS} times while other leads passed");
-        end(LeadState::Rejected, &Reason::new("systemic_own_fault", text))
+        End {
+            state: Some(LeadState::Rejected),
+            code: Some("systemic_own_fault".to_owned()),
+            reason: Some(text),
+            ..End::default()
+        }
     }
 
     fn retry(&self, reason: &Reason, facts: Facts, at_least: Duration, random: f64) -> Next {

@@ -2,6 +2,8 @@
 
 mod broker;
 mod database;
+mod process;
+pub mod scene;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,6 +21,7 @@ use uuid::Uuid;
 use broker::Broker;
 pub use broker::Message;
 use database::Database;
+pub use process::{Process, get, run};
 
 /// Nothing in these tests takes longer unless it is broken.
 pub const DEADLINE: Duration = Duration::from_secs(30);
