@@ -233,16 +233,16 @@ async fn the_metrics_are_openmetrics_and_agree_with_the_ledger_and_the_api() {
 
     let states = states(&world).await;
     for (state, n) in &states {
-        assert_eq!(samples[&format!("leadpost_leads_ended_total{{kind=\"{state}\"}}")], *n as f64, "{state}");
+        assert_eq!(samples[&format!("leadpost_leads_ended_total{{state=\"{state}\"}}")], *n as f64, "{state}");
     }
     let sum =
         |family: &str| -> f64 { samples.iter().filter(|(series, _)| series.starts_with(family)).map(|(_, n)| n).sum() };
     assert_eq!(sum("leadpost_messages_total{"), states.values().sum::<i64>() as f64, "every message has one fate");
     let posts = world.sandbox.journal().counts().posts as f64;
     assert_eq!(sum("leadpost_attempts_total{"), posts);
-    assert_eq!(samples["leadpost_attempts_total{kind=\"retry\"}"], 1.0);
+    assert_eq!(samples["leadpost_attempts_total{outcome=\"retry\"}"], 1.0);
     assert_eq!(samples["leadpost_post_duration_seconds_count"], posts);
-    assert_eq!(samples["leadpost_violations_total{kind=\"not_json\"}"], 1.0);
+    assert_eq!(samples["leadpost_violations_total{code=\"not_json\"}"], 1.0);
     assert_eq!(samples["leadpost_posts_under_way"], 0.0);
     worker.stop().await;
     world.check_books().await;
@@ -276,7 +276,8 @@ async fn healthcheck_says_by_its_exit_code_how_the_worker_is() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_configuration_that_cannot_be_used_ends_with_78_and_says_what_to_change() {
     let world = World::new().await;
-    let cases: [(&[&str], &[(&str, &str)], &[&str]); 6] = [
+    type Case<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)], &'a [&'a str]);
+    let cases: [Case<'_>; 6] = [
         (&["--set", "flow.concurency=5"], &[], &["flow.concurency", "did you mean flow.concurrency?"]),
         (&["--set", "flow.lease_ms=20000"], &[], &["flow.lease_ms", "destination.request.timeout_ms"]),
         (&["--set", "destination.preset=8targets"], &[], &["7targets, 7targets-2024"]),
