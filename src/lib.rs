@@ -31,6 +31,7 @@
 //! |---|---|
 //! | [`config`] | file, environment and flags to settings that were checked as a whole; presets of lead APIs |
 //! | [`telemetry`], [`lifecycle`] | log lines; signals to a drain |
+//! | [`reason`] | why something is as it is, in words that may be shown |
 //! | [`http`], [`schedule`] | the one place where HTTP clients are built; delays between attempts |
 //! | [`lead`] | pure: bytes to a lead, or to all that is wrong with them; which lead a message is about |
 //! | [`broker`] | RabbitMQ: supervise, consume, acknowledge, publish. The only module that names `lapin` |
@@ -61,6 +62,7 @@ pub mod lead;
 pub mod ledger;
 pub mod lifecycle;
 pub mod metrics;
+pub mod reason;
 pub mod sandbox;
 pub mod schedule;
 pub mod telemetry;

@@ -10,7 +10,8 @@ use serde_json::Value;
 
 use super::{AuthError, Grant};
 use crate::config::{self, fill_in};
-use crate::http::{Answer, ClientError, ClientSettings, Exchange, Outgoing, Reason, client, exchange};
+use crate::http::{Answer, ClientError, ClientSettings, Exchange, Outgoing, client, exchange};
+use crate::reason::Reason;
 
 /// Tokens are about 1 KiB; nothing that is much larger is one.
 const MAX_ANSWER_BYTES: usize = 64 * 1024;

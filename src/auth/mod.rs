@@ -17,7 +17,7 @@ use tokio::time::Instant;
 pub use cache::Tokens;
 pub use client_credentials::ClientCredentials;
 
-use crate::http::Reason;
+use crate::reason::Reason;
 
 /// A token, ready to be sent.
 #[derive(Clone)]

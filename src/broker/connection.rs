@@ -8,7 +8,7 @@ use lapin::uri::AMQPUri;
 use lapin::{Channel, Connection, ConnectionProperties};
 
 use crate::config;
-use crate::http::chain;
+use crate::reason::chain;
 
 /// How long closing may take before the connection is dropped instead.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);

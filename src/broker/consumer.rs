@@ -166,7 +166,7 @@ impl Supervisor {
                         }
                     }
                     Some(Err(error)) => {
-                        return Err(BrokerError::Failed { doing: "go on delivering", text: crate::http::chain(&error) });
+                        return Err(BrokerError::Failed { doing: "go on delivering", text: crate::reason::chain(&error) });
                     }
                     None if cancelled => {
                         consumer = None;
@@ -178,7 +178,7 @@ impl Supervisor {
                     }
                 },
                 event = events.next() => if let Some(Event::Error(error)) = event {
-                    return Err(BrokerError::Failed { doing: "keep the connection", text: crate::http::chain(&error) });
+                    return Err(BrokerError::Failed { doing: "keep the connection", text: crate::reason::chain(&error) });
                 },
                 () = tokio::time::sleep_until(heard_at + IDLE_LIMIT), if consuming => {
                     tracing::debug!("no message for long; taking a fresh connection");

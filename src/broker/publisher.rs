@@ -98,7 +98,7 @@ impl Publisher {
 
     async fn publish_once(&self, window: &[Outgoing]) -> Result<(HashSet<String>, bool), BrokerError> {
         let failed =
-            |error: lapin::Error| BrokerError::Failed { doing: "take messages", text: crate::http::chain(&error) };
+            |error: lapin::Error| BrokerError::Failed { doing: "take messages", text: crate::reason::chain(&error) };
         let mut confirms = Vec::with_capacity(window.len());
         for message in window {
             let mut properties = BasicProperties::default()

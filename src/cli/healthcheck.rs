@@ -31,7 +31,7 @@ pub(super) async fn run(args: &HealthcheckArgs) -> anyhow::Result<Exit> {
             Ok(if well { Exit::Done } else { Exit::No })
         }
         Err(error) => {
-            say(&format!("error: the admin port does not answer: {}", crate::http::chain(&error.without_url())));
+            say(&format!("error: the admin port does not answer: {}", crate::reason::chain(&error.without_url())));
             Ok(Exit::Unreachable)
         }
     }

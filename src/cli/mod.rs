@@ -131,7 +131,7 @@ pub fn main() -> ExitCode {
     match result {
         Ok(exit) => ExitCode::from(exit.code()),
         Err(error) => {
-            say(&format!("error: {}", crate::http::chain(error.as_ref())));
+            say(&format!("error: {}", crate::reason::chain(error.as_ref())));
             ExitCode::from(exit_of(&error).code())
         }
     }

@@ -11,7 +11,8 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::config::ResponseRules;
-use crate::http::{Answer, Exchange, Reason, one_line};
+use crate::http::{Answer, Exchange};
+use crate::reason::{Reason, one_line};
 
 /// What one attempt came to.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -24,8 +24,8 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use super::Admission;
-use crate::http::Reason;
 use crate::lead::LeadId;
+use crate::reason::Reason;
 
 /// How many suspected leads are remembered; more of them are no longer single leads at fault.
 const MAX_SUSPECTS: usize = 100;

@@ -27,8 +27,8 @@ use tokio::time::Instant;
 pub use circuit::{Change, CircuitState, Signal};
 
 use crate::config::Settings;
-use crate::http::Reason;
 use crate::lead::LeadId;
+use crate::reason::Reason;
 use circuit::Circuit;
 use rate::Rate;
 

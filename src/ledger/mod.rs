@@ -134,7 +134,7 @@ impl Ledger {
             pool::connect(&options).await.map_err(failed)?;
             let pool = PgPoolOptions::new().max_connections(1).connect_with(options).await.map_err(failed)?;
             let before = applied(&pool).await.len();
-            MIGRATIONS.run(&pool).await.map_err(|error| LedgerError::Schema(crate::http::chain(&error)))?;
+            MIGRATIONS.run(&pool).await.map_err(|error| LedgerError::Schema(crate::reason::chain(&error)))?;
             let after = applied(&pool).await.len();
             pool.close().await;
             Ok(after - before)

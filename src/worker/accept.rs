@@ -11,10 +11,10 @@ use super::dispatch::InHand;
 use super::health::Health;
 use super::settle::AGAIN;
 use crate::broker::Message;
-use crate::http::chain;
 use crate::lead::{Code, Lead, LeadRules, Violation, identify};
 use crate::ledger::{Arrival, Fate, Ledger, LedgerError, Origin};
 use crate::metrics::Metrics;
+use crate::reason::chain;
 
 /// How long a batch that cannot be accepted is held before its messages are given back. Far below the broker's limit of 30
 /// minutes, and rare enough that quorum queues do not count a message to death.

@@ -15,10 +15,11 @@ use crate::auth::{AuthError, Token, Tokens};
 use crate::config::ResponseRules;
 use crate::destination::{LeadApi, Outcome, classify};
 use crate::flow::{Change, Flow, Signal};
-use crate::http::{Exchange, Reason};
+use crate::http::Exchange;
 use crate::lead::{Lead, LeadId, LeadRules};
 use crate::ledger::{Attempt, End, LeadState, Leased, Next, Settlement};
 use crate::metrics::Metrics;
+use crate::reason::Reason;
 
 /// What must be left of a lease when a post begins, beyond the longest that a post can take: the time to settle it.
 const LEASE_RESERVE: Duration = Duration::from_secs(5);

@@ -10,9 +10,9 @@ use tokio::time::Instant;
 use crate::auth::Tokens;
 use crate::broker::Link;
 use crate::flow::{CircuitState, Flow, FlowStatus};
-use crate::http::chain;
 use crate::ledger::LedgerError;
 use crate::metrics::Metrics;
+use crate::reason::chain;
 
 /// An intake loop that has not turned for so long is stuck.
 const STUCK_AFTER: Duration = Duration::from_secs(180);

@@ -25,10 +25,10 @@ use super::settle::AGAIN;
 use crate::broker::{Inbox, Link, Message, Receipt, Want};
 use crate::config::Settings;
 use crate::flow::{Admission, Flow};
-use crate::http::chain;
 use crate::lead::{LeadId, LeadRules};
 use crate::ledger::{Ledger, LedgerError};
 use crate::metrics::Metrics;
+use crate::reason::chain;
 
 /// When posts are paused for longer than this, the consumer is cancelled: the backlog belongs in the queue.
 const SHORT_PAUSE: Duration = Duration::from_secs(2);

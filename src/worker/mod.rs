@@ -135,7 +135,7 @@ impl Worker {
                     tries += 1;
                     self.health.turned();
                     self.health.ledger_is_down(&error);
-                    tracing::warn!(error = %crate::http::chain(&error), "waiting for Postgres");
+                    tracing::warn!(error = %crate::reason::chain(&error), "waiting for Postgres");
                 }
             }
             tokio::select! {
@@ -230,7 +230,7 @@ impl Worker {
         };
         let bye = async {
             if let Err(error) = ledger.farewell().await {
-                tracing::debug!(error = %crate::http::chain(&error), "could not remove the worker's row");
+                tracing::debug!(error = %crate::reason::chain(&error), "could not remove the worker's row");
             }
             ledger.close().await;
         };

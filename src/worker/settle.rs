@@ -8,10 +8,10 @@ use tokio::sync::mpsc;
 use super::dispatch::Settling;
 use super::health::Health;
 use super::verdict::{MAX_SUSPICIONS, Policy};
-use crate::http::chain;
 use crate::lead::LeadId;
 use crate::ledger::{Ledger, LedgerError, Next, Settlement};
 use crate::metrics::Metrics;
+use crate::reason::chain;
 use crate::schedule::Schedule;
 
 /// Between two tries of a transaction.

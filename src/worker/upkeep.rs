@@ -10,9 +10,9 @@ use super::health::Health;
 use super::verdict::{Facts, Policy};
 use crate::destination::Outcome;
 use crate::flow::Flow;
-use crate::http::{Reason, chain};
 use crate::ledger::{Expired, Ledger};
 use crate::metrics::Metrics;
+use crate::reason::{Reason, chain};
 
 /// Between two turns.
 const PERIOD: Duration = Duration::from_secs(5);

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use crate::config::{OnUncertain, Settings};
 use crate::destination::{self, Outcome};
-use crate::http::Reason;
 use crate::ledger::{End, LeadState, Next, Receipt};
+use crate::reason::Reason;
 use crate::schedule::Schedule;
 
 /// At so many suspicions a lead is rejected.

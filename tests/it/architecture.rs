@@ -4,10 +4,11 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// From top to bottom: a module may use those before it.
-const ORDER: [&str; 16] = [
+const ORDER: [&str; 17] = [
     "config",
     "telemetry",
     "lifecycle",
+    "reason",
     "http",
     "schedule",
     "lead",
