@@ -4,6 +4,8 @@ use std::future::Future;
 use std::str::FromStr;
 use std::time::Duration;
 
+use lapin::options::QueueDeclareOptions;
+use lapin::types::FieldTable;
 use lapin::uri::AMQPUri;
 use lapin::{Channel, Connection, ConnectionProperties};
 
@@ -63,6 +65,24 @@ impl Address {
 
     pub(super) async fn channel(&self, connection: &Connection) -> Result<Channel, BrokerError> {
         within(self.timeout, "open a channel", connection.create_channel()).await
+    }
+}
+
+impl Address {
+    /// How many messages wait in the queue. Passively, and on a channel of its own: a missing queue closes the channel that
+    /// asked.
+    pub(super) async fn look_at(&self, connection: &Connection, queue: &str) -> Result<u32, BrokerError> {
+        let channel = self.channel(connection).await?;
+        let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+        let declare = channel.queue_declare(queue.into(), options, FieldTable::default());
+        match within(self.timeout, "look at the queue", declare).await {
+            Ok(declared) => Ok(declared.message_count()),
+            // A queue whose node is down is reported as not found, too, and comes back by itself.
+            Err(BrokerError::Failed { text, .. }) if text.contains("NOT_FOUND") && !text.contains("home node") => {
+                Err(BrokerError::NoQueue(queue.to_owned()))
+            }
+            Err(error) => Err(error),
+        }
     }
 }
 

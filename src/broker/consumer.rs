@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
-use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicQosOptions, QueueDeclareOptions};
+use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, Connection, Consumer, Event};
 use tokio::sync::{mpsc, watch};
@@ -68,7 +68,12 @@ pub(super) async fn supervise(mut supervisor: Supervisor) {
                 failures += 1;
                 let pause = RECONNECT.delay(failures, fastrand::f64());
                 let pause_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
-                tracing::warn!(error = %error, pause_ms, "lost RabbitMQ; connecting again");
+                match &error {
+                    BrokerError::NoQueue(_) => {
+                        tracing::error!(error = %error, pause_ms, "nothing to consume; looking again")
+                    }
+                    _ => tracing::warn!(error = %error, pause_ms, "lost RabbitMQ; connecting again"),
+                }
                 supervisor.set_link(Link::Down(error.to_string()));
                 if supervisor.pause(pause).await.is_err() {
                     break;
@@ -111,7 +116,7 @@ impl Supervisor {
 
     async fn on_connection(&mut self, connection: &Connection) -> Result<Ended, BrokerError> {
         let limit = self.address.timeout;
-        self.check_queue(connection).await?;
+        self.address.look_at(connection, &self.queue).await?;
         let channel = self.address.channel(connection).await?;
         // Per consumer, not per channel: quorum queues know no other.
         within(limit, "set the prefetch", channel.basic_qos(self.prefetch, BasicQosOptions { global: false })).await?;
@@ -185,20 +190,6 @@ impl Supervisor {
                     return Ok(Ended::Renew);
                 }
             }
-        }
-    }
-
-    /// Passively, on a channel of its own: a missing queue closes the channel that asked.
-    async fn check_queue(&self, connection: &Connection) -> Result<(), BrokerError> {
-        let channel = self.address.channel(connection).await?;
-        let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-        let declare = channel.queue_declare(self.queue.as_str().into(), options, FieldTable::default());
-        match within(self.address.timeout, "check the queue", declare).await {
-            Ok(_) => Ok(()),
-            Err(BrokerError::Failed { text, .. }) if text.contains("NOT_FOUND") && !text.contains("home node") => {
-                Err(BrokerError::NoQueue(self.queue.clone()))
-            }
-            Err(error) => Err(error),
         }
     }
 

@@ -97,13 +97,7 @@ impl Topology {
 pub async fn queue_depth(settings: &config::Amqp) -> Result<u32, BrokerError> {
     let address = Address::of(settings)?;
     let connection = address.connect("leadpost status").await?;
-    let depth = async {
-        let channel = address.channel(&connection).await?;
-        let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-        let declare = channel.queue_declare(settings.queue.as_str().into(), options, FieldTable::default());
-        within(address.timeout, "look at the queue", declare).await
-    };
-    let depth = depth.await.map(|queue| queue.message_count());
+    let depth = address.look_at(&connection, &settings.queue).await;
     close(&connection).await;
     depth
 }

@@ -1,7 +1,7 @@
 //! A lead API: what differs between them, how a lead is posted, and what the answers mean.
 //!
 //! ```text
-//! //!   lead + token ──post──> Exchange ──classify──> Outcome          classify is pure
+//!   lead + token ──post──> Exchange ──classify──> Outcome          classify is pure
 //! ```
 
 pub mod outcome;

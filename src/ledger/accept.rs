@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::model::{Arrival, Fate, LeadState, Leased, Origin};
-use super::{Ledger, LedgerError, begin, commit, millis};
+use super::{Ledger, LedgerError, millis};
 use crate::lead::LeadId;
 
 /// What is wrong with an invalid lead, in one word and one sentence each.
@@ -35,11 +35,11 @@ impl Ledger {
                 let (ledger, arrivals) = (ledger.clone(), Arc::clone(&arrivals));
                 async move {
                     let leased_at = Instant::now();
-                    let mut transaction = begin(&pool).await?;
+                    let mut transaction = pool.begin().await?;
                     let given = HashSet::new();
                     let mut batch = Batch { ledger: &ledger, arrivals: &arrivals, lease, leased_at, given };
                     let fates = batch.write(&mut transaction).await?;
-                    commit(transaction).await?;
+                    transaction.commit().await?;
                     Ok(fates)
                 }
             })

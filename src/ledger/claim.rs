@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::model::{Attempt, Claimed, End, Leased, Next, Origin, Settlement};
 use super::settle::{Write, write};
-use super::{Ledger, LedgerError, begin, commit, millis};
+use super::{Ledger, LedgerError, millis};
 use crate::lead::LeadId;
 
 /// How many expired leases are dealt with in one transaction.
@@ -48,7 +48,7 @@ impl Ledger {
                 let (ledger, avoid) = (ledger.clone(), Arc::clone(&avoid));
                 async move {
                     let leased_at = Instant::now();
-                    let mut transaction = begin(&pool).await?;
+                    let mut transaction = pool.begin().await?;
                     let mut rows = Vec::new();
                     if repeated {
                         rows = sqlx::query(
@@ -86,7 +86,7 @@ impl Ledger {
                         .fetch_all(&mut *transaction)
                         .await?;
                     }
-                    commit(transaction).await?;
+                    transaction.commit().await?;
                     rows.into_iter().map(|row| claimed(&row, lease.0, leased_at)).collect()
                 }
             })
@@ -108,7 +108,7 @@ impl Ledger {
             .run("settle expired leases", move |pool| {
                 let (ledger, decide) = (ledger.clone(), Arc::clone(&decide));
                 async move {
-                    let mut transaction = begin(&pool).await?;
+                    let mut transaction = pool.begin().await?;
                     let rows = sqlx::query(
                         "select id, lease, leased_by, attempts, charged, \
                              extract(epoch from now() - budget_from)::float8 as age, \
@@ -129,7 +129,7 @@ impl Ledger {
                     for (worker, settlement) in &expired {
                         write(&mut transaction, Write::of(std::slice::from_ref(settlement), worker)).await?;
                     }
-                    commit(transaction).await?;
+                    transaction.commit().await?;
                     Ok(expired.into_iter().map(|(_, settlement)| settlement.id).collect())
                 }
             })
@@ -147,7 +147,7 @@ impl Ledger {
             .run("record suspicions", move |pool| {
                 let (ids, rejected) = (Arc::clone(&ids), rejected.clone());
                 async move {
-                    let mut transaction = begin(&pool).await?;
+                    let mut transaction = pool.begin().await?;
                     let rows = sqlx::query(
                         "update leads set suspected = suspected + 1, changed_at = now(), \
                              state = case when suspected + 1 >= $2 and lease is null then 'rejected' else state end, \
@@ -164,7 +164,7 @@ impl Ledger {
                     .bind(rejected.reason)
                     .fetch_all(&mut *transaction)
                     .await?;
-                    commit(transaction).await?;
+                    transaction.commit().await?;
                     rows.into_iter()
                         .filter(|row| row.try_get::<String, _>(1).is_ok_and(|state| state == "rejected"))
                         .map(|row| row.try_get(0).map(LeadId))

@@ -18,6 +18,7 @@
 //!   error that means "unknown". All writes can be repeated after it.
 //! - A settlement carries its lease. If the row has another one by now, nothing changes: that is a value, not an error.
 //! - Only the database's clock counts.
+//! - Every statement of a transaction goes through `?`: sqlx answers the commit of an aborted transaction with success.
 //! - No transaction is open while anything else than the database is talked to.
 
 mod accept;
@@ -30,6 +31,7 @@ mod settle;
 mod verify;
 mod workers;
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -66,7 +68,7 @@ pub enum LedgerError {
         doing: &'static str,
         /// What Postgres or the driver said.
         #[source]
-        source: sqlx::Error,
+        source: Problem,
     },
     /// Nothing came back in time: it may or may not have been done.
     #[error("could not {doing} in the ledger: no answer within {waited:?}")]
@@ -81,12 +83,33 @@ pub enum LedgerError {
     Schema(String),
 }
 
+/// What Postgres or the driver said.
+#[derive(Debug)]
+pub struct Problem(sqlx::Error);
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            // The driver would add a line number: one of Postgres' own source.
+            sqlx::Error::Database(error) => f.write_str(error.message()),
+            sqlx::Error::Io(error) => write!(f, "Postgres cannot be reached ({error}); is postgres.url right?"),
+            other => other.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for Problem {}
+
 impl LedgerError {
+    fn database(doing: &'static str, error: sqlx::Error) -> Self {
+        Self::Database { doing, source: Problem(error) }
+    }
+
     /// Whether the data itself was refused (SQLSTATE classes 22 and 23), so that trying again cannot help.
     pub fn is_about_data(&self) -> bool {
         match self {
             LedgerError::Database { source, .. } => {
-                sqlstate(source).is_some_and(|code| code.starts_with("22") || code.starts_with("23"))
+                sqlstate(&source.0).is_some_and(|code| code.starts_with("22") || code.starts_with("23"))
             }
             LedgerError::Url(_) | LedgerError::NoAnswer { .. } | LedgerError::Schema(_) => false,
         }
@@ -129,7 +152,7 @@ impl Ledger {
         let options = self.pool.options_with(MIGRATION_LOCK_TIMEOUT_MS, 0);
         // Its own task, as everything that writes.
         let task = tokio::spawn(async move {
-            let failed = |source| LedgerError::Database { doing: "bring the tables up to date", source };
+            let failed = |error| LedgerError::database("bring the tables up to date", error);
             // A pool says only that it had to wait; this says why.
             pool::connect(&options).await.map_err(failed)?;
             let pool = PgPoolOptions::new().max_connections(1).connect_with(options).await.map_err(failed)?;
@@ -157,21 +180,13 @@ impl Ledger {
             .await?;
         let missing = MIGRATIONS.iter().filter(|migration| !applied.contains(&migration.version)).count();
         if missing > 0 {
-            return Err(LedgerError::Schema(format!("{missing} migrations are missing; run leadpost migrate")));
+            return Err(LedgerError::Schema(format!("migrations are missing ({missing}); run leadpost migrate")));
         }
         let newest = MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or(0);
         if applied.iter().any(|version| *version > newest) {
             return Err(LedgerError::Schema("a newer leadpost has migrated them; upgrade this one as well".to_owned()));
         }
         Ok(())
-    }
-
-    /// Whether Postgres answers. Reads only.
-    ///
-    /// # Errors
-    /// That it does not.
-    pub async fn ping(&self) -> Result<(), LedgerError> {
-        self.pool.run("ping", |pool| async move { sqlx::query("select 1").execute(&pool).await.map(drop) }).await
     }
 
     /// Closes the connections that are idle. Those at work end with their work.
@@ -198,16 +213,6 @@ fn join<T>(result: Result<T, tokio::task::JoinError>) -> T {
         Ok(value) => value,
         Err(error) => std::panic::resume_unwind(error.into_panic()),
     }
-}
-
-/// Commits, and makes an error of what sqlx would let pass: a commit of an aborted transaction is answered with success.
-/// Every statement before it went through `?`, so there is nothing aborted to commit.
-async fn commit(transaction: sqlx::Transaction<'static, sqlx::Postgres>) -> Result<(), sqlx::Error> {
-    transaction.commit().await
-}
-
-async fn begin(pool: &PgPool) -> Result<sqlx::Transaction<'static, sqlx::Postgres>, sqlx::Error> {
-    pool.begin().await
 }
 
 /// Milliseconds for a `bigint` column.

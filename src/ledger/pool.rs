@@ -120,7 +120,7 @@ impl Pool {
                         result
                     }
                 };
-                result.map_err(|source| LedgerError::Database { doing, source })
+                result.map_err(|error| LedgerError::database(doing, error))
             }
             Err(_) => {
                 // The task goes on by itself: cancelling it could leave a transaction open behind our back.

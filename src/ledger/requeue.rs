@@ -7,7 +7,7 @@ use sqlx::Row as _;
 use uuid::Uuid;
 
 use super::model::LeadState;
-use super::{Ledger, LedgerError, begin, commit};
+use super::{Ledger, LedgerError};
 use crate::lead::LeadId;
 
 /// Which leads.
@@ -61,7 +61,7 @@ impl Ledger {
             .run_long("requeue leads", move |pool| {
                 let (ledger, requeue) = (ledger.clone(), Arc::clone(&requeue));
                 async move {
-                    let mut transaction = begin(&pool).await?;
+                    let mut transaction = pool.begin().await?;
                     // A million leads take longer than any statement of the worker may.
                     sqlx::query("set local statement_timeout = 0").execute(&mut *transaction).await?;
                     let mut requeued =
@@ -136,7 +136,7 @@ impl Ledger {
                     if requeue.dry_run {
                         transaction.rollback().await?;
                     } else {
-                        commit(transaction).await?;
+                        transaction.commit().await?;
                     }
                     Ok(requeued)
                 }

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::model::{LeadState, Next, Settlement};
-use super::{Ledger, LedgerError, begin, commit, millis};
+use super::{Ledger, LedgerError, millis};
 use crate::lead::{LeadId, Violation};
 
 /// How much of an answer is kept with its attempt.
@@ -34,7 +34,7 @@ impl Ledger {
             .run("settle leads", move |pool| {
                 let (ledger, settlements) = (ledger.clone(), Arc::clone(&settlements));
                 async move {
-                    let mut transaction = begin(&pool).await?;
+                    let mut transaction = pool.begin().await?;
                     let settled = write(&mut transaction, Write::of(&settlements, &ledger.worker)).await?;
                     let mut late: Vec<&Settlement> =
                         settlements.iter().filter(|settlement| !settled.contains(&settlement.id)).collect();
@@ -46,7 +46,7 @@ impl Ledger {
                         });
                     }
                     let late = late.into_iter().map(|settlement| settlement.id).collect();
-                    commit(transaction).await?;
+                    transaction.commit().await?;
                     Ok(Settled { late })
                 }
             })

@@ -3,7 +3,7 @@
 use serde::Serialize;
 use sqlx::{PgPool, Row as _};
 
-use super::{Ledger, LedgerError, begin};
+use super::{Ledger, LedgerError};
 
 /// How many examples are shown of what breaks an invariant.
 const EXAMPLES: usize = 5;
@@ -16,7 +16,7 @@ struct Invariant {
 }
 
 /// All of them run in one snapshot, so that a worker at work does not look like a mistake.
-const INVARIANTS: [Invariant; 9] = [
+const INVARIANTS: [Invariant; 10] = [
     Invariant {
         name: "accounting",
         holds: "accepted = pending + delivered + duplicate + invalid + rejected + exhausted + uncertain + cancelled",
@@ -85,10 +85,25 @@ const INVARIANTS: [Invariant; 9] = [
              where l.replays <> coalesce(r.n, 0)",
     },
     Invariant {
+        name: "counts",
+        holds: "no more attempts count than were made, and no state lacks what belongs to it",
+        broken_by: "select id::text from leads where charged > attempts or (state = 'pending') <> (next_attempt_at is not null) \
+             or (state = 'pending') <> (finished_at is null) or (lease is null) <> (leased_by is null) \
+             or (lease is not null and state <> 'pending') or (state = 'invalid') <> (violations is not null)",
+    },
+    Invariant {
         name: "constraints",
-        holds: "the constraints that tie columns to states are in force",
-        broken_by: "select conrelid::regclass || '.' || conname from pg_constraint \
-             where conrelid in ('leads'::regclass, 'attempts'::regclass, 'replays'::regclass) and not convalidated",
+        holds: "the constraints and triggers that keep the ledger whole are in force",
+        broken_by: "select expected || ' is missing' from unnest(array['leads_state_is_known', 'leads_pending_is_due', \
+                'leads_ended_has_time', 'leads_lease_is_whole', 'leads_only_pending_is_leased', 'leads_invalid_has_violations', \
+                'leads_bad_end_has_reason', 'leads_receipt_is_a_success', 'leads_counts', 'attempts_number_begins_at_one', \
+                'attempts_outcome_is_known', 'attempts_unsent_has_no_answer', 'attempts_answered_has_status', \
+                'attempts_failure_has_code', 'replays_kind_is_known']) as expected \
+             where not exists (select 1 from pg_constraint where conname = expected and convalidated) \
+             union all \
+             select expected || ' is missing or disabled' \
+             from unnest(array['leads_inserted', 'leads_updated', 'leads_deleted']) as expected \
+             where not exists (select 1 from pg_trigger where tgname = expected and tgrelid = 'leads'::regclass and tgenabled = 'O')",
     },
 ];
 
@@ -130,7 +145,7 @@ impl Ledger {
 }
 
 async fn verify(pool: &PgPool) -> Result<Verification, sqlx::Error> {
-    let mut transaction = begin(pool).await?;
+    let mut transaction = pool.begin().await?;
     sqlx::query("set transaction isolation level repeatable read read only").execute(&mut *transaction).await?;
     sqlx::query("set local statement_timeout = 0").execute(&mut *transaction).await?;
     let mut checks = Vec::with_capacity(INVARIANTS.len());

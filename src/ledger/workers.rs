@@ -6,7 +6,7 @@ use serde::Serialize;
 use sqlx::Row as _;
 use time::OffsetDateTime;
 
-use super::{Ledger, LedgerError, begin, commit};
+use super::{Ledger, LedgerError};
 
 /// A worker that was not seen for so long is dead.
 const DEAD_AFTER_S: f64 = 30.0;
@@ -40,7 +40,7 @@ impl Ledger {
             .run("write the worker's heartbeat", move |pool| {
                 let (ledger, status) = (ledger.clone(), status.clone());
                 async move {
-                    let mut transaction = begin(&pool).await?;
+                    let mut transaction = pool.begin().await?;
                     sqlx::query(
                         "insert into workers as w (id, destination, queue, version, status) values ($1, $2, $3, $4, $5) \
                          on conflict (id) do update set seen_at = now(), status = excluded.status",
@@ -59,7 +59,7 @@ impl Ledger {
                     .bind(DEAD_AFTER_S)
                     .fetch_one(&mut *transaction)
                     .await?;
-                    commit(transaction).await?;
+                    transaction.commit().await?;
                     Ok(u32::try_from(alive).unwrap_or(u32::MAX))
                 }
             })
@@ -76,12 +76,12 @@ impl Ledger {
             .run("remove the worker's row", move |pool| {
                 let ledger = ledger.clone();
                 async move {
-                    let mut transaction = begin(&pool).await?;
+                    let mut transaction = pool.begin().await?;
                     sqlx::query("delete from workers where id = $1 or seen_at < now() - interval '1 day'")
                         .bind(&*ledger.worker)
                         .execute(&mut *transaction)
                         .await?;
-                    commit(transaction).await
+                    transaction.commit().await
                 }
             })
             .await

@@ -110,6 +110,7 @@ impl Intake {
     /// Runs until it is told to stop; then parks what it holds, waits for the posts under way, and closes the broker's connection.
     pub(super) async fn run(mut self, stop: CancellationToken) {
         let mut writable = false;
+        let mut failures = 0;
         while !stop.is_cancelled() {
             self.health.turned();
             // The settle loop may have found out first: with all places taken, nothing is accepted that could.
@@ -128,10 +129,20 @@ impl Intake {
                 Admission::Probe(avoid) => self.probe(avoid, &stop).await,
                 Admission::Flow => self.turn(&stop).await,
             };
-            if let Err(error) = turn {
-                tracing::warn!(error = %chain(&error), "the ledger is away; messages return to their queue until it is back");
-                self.taken.clear();
-                writable = false;
+            match turn {
+                Ok(()) => failures = 0,
+                Err(error) => {
+                    failures += 1;
+                    tracing::warn!(error = %chain(&error), "the ledger does not take part; messages return to their queue until it does");
+                    self.taken.clear();
+                    writable = false;
+                    // A heartbeat may well succeed where this did not.
+                    self.inbox.want(Want::Return);
+                    tokio::select! {
+                        () = stop.cancelled() => {}
+                        () = tokio::time::sleep(AGAIN.delay(failures, fastrand::f64())) => {}
+                    }
+                }
             }
         }
         self.finish(writable).await;
