@@ -23,6 +23,12 @@ const RECONNECT: Schedule =
 /// a consumer which never got them, until that consumer's connection ends (rabbitmq/rabbitmq-server#15473).
 const IDLE_LIMIT: Duration = Duration::from_secs(15 * 60);
 
+/// After so many connections in a row on which nothing could be acknowledged, messages are taken one at a time.
+const FRUITLESS: u32 = 2;
+
+/// So many are taken one at a time before the full prefetch is tried again.
+const CAREFUL: u32 = 100;
+
 /// The name of the header by which a producer asks for a replay.
 const REPLAY_HEADER: &str = "x-leadpost-replay";
 
@@ -36,6 +42,38 @@ pub(super) struct Supervisor {
     pub(super) want: watch::Receiver<Want>,
     pub(super) link: watch::Sender<Link>,
     pub(super) generation: Arc<AtomicU64>,
+    pub(super) session: Session,
+}
+
+/// What a connection has come to so far.
+#[derive(Debug, Default)]
+pub(super) struct Session {
+    /// Whether it got as far as consuming.
+    consumed: bool,
+    /// How many batches were acknowledged on it.
+    acknowledged: u32,
+    /// How many before it consumed and broke before anything was acknowledged.
+    fruitless: u32,
+}
+
+impl Session {
+    /// A message that lapin cannot read breaks the connection as often as it comes, and each time all that were handed out with it
+    /// count as delivered once more. Then they are taken one at a time: those in front get through, and the bad one goes
+    /// alone to where the queue's delivery limit sends it.
+    fn is_careful(&self) -> bool {
+        self.fruitless >= FRUITLESS
+    }
+
+    fn next(&mut self, broke: bool) {
+        let fruitless = if broke && self.consumed && self.acknowledged == 0 {
+            self.fruitless + 1
+        } else if broke && (!self.consumed || self.is_careful()) {
+            self.fruitless
+        } else {
+            0
+        };
+        *self = Self { fruitless, ..Self::default() };
+    }
 }
 
 /// Why a session on a connection ended.
@@ -55,7 +93,9 @@ pub(super) async fn supervise(mut supervisor: Supervisor) {
             break;
         }
         let since = Instant::now();
-        match supervisor.session().await {
+        let ended = supervisor.session().await;
+        supervisor.session.next(ended.is_err());
+        match ended {
             Ok(Ended::Closed) => break,
             Ok(Ended::Renew) => {
                 failures = 0;
@@ -118,8 +158,9 @@ impl Supervisor {
         let limit = self.address.timeout;
         self.address.look_at(connection, &self.queue).await?;
         let channel = self.address.channel(connection).await?;
+        let prefetch = if self.session.is_careful() { 1 } else { self.prefetch };
         // Per consumer, not per channel: quorum queues know no other.
-        within(limit, "set the prefetch", channel.basic_qos(self.prefetch, BasicQosOptions { global: false })).await?;
+        within(limit, "set the prefetch", channel.basic_qos(prefetch, BasicQosOptions { global: false })).await?;
         let mut events = std::pin::pin!(connection.events_listener());
         let mut consumer: Option<Consumer> = None;
         let mut cancelled = false;
@@ -129,6 +170,7 @@ impl Supervisor {
             match (want, &consumer) {
                 (Want::Messages, None) => {
                     consumer = Some(self.consume(&channel).await?);
+                    self.session.consumed = true;
                     cancelled = false;
                     heard_at = Instant::now();
                     self.set_link(Link::Consuming);
@@ -154,7 +196,13 @@ impl Supervisor {
             tokio::select! {
                 biased;
                 receipt = self.receipts.recv() => match receipt {
-                    Some(receipt) => self.acknowledge(receipt).await?,
+                    Some(receipt) => {
+                        self.acknowledge(receipt).await?;
+                        self.session.acknowledged += 1;
+                        if self.session.is_careful() && self.session.acknowledged >= CAREFUL {
+                            return Ok(Ended::Renew);
+                        }
+                    }
                     None => return Ok(Ended::Closed),
                 },
                 changed = self.want.changed() => if changed.is_err() {
@@ -171,7 +219,7 @@ impl Supervisor {
                         }
                     }
                     Some(Err(error)) => {
-                        return Err(BrokerError::Failed { doing: "go on delivering", text: crate::reason::chain(&error) });
+                        return Err(broken("go on delivering", &error));
                     }
                     None if cancelled => {
                         consumer = None;
@@ -183,7 +231,7 @@ impl Supervisor {
                     }
                 },
                 event = events.next() => if let Some(Event::Error(error)) = event {
-                    return Err(BrokerError::Failed { doing: "keep the connection", text: crate::reason::chain(&error) });
+                    return Err(broken("keep the connection", &error));
                 },
                 () = tokio::time::sleep_until(heard_at + IDLE_LIMIT), if consuming => {
                     tracing::debug!("no message for long; taking a fresh connection");
@@ -236,6 +284,16 @@ impl Supervisor {
             body: delivery.data,
         }
     }
+}
+
+fn broken(doing: &'static str, error: &lapin::Error) -> BrokerError {
+    let mut text = crate::reason::chain(error);
+    if matches!(error.kind(), lapin::ErrorKind::ParsingError(_)) {
+        text = "it handed out a message that cannot be read: one of its properties is not UTF-8. It is delivered again and again \
+                until the queue's delivery limit sends it to the dead letters; without a limit, remove it by hand"
+            .to_owned();
+    }
+    BrokerError::Failed { doing, text }
 }
 
 fn integer(value: &AMQPValue) -> Option<u64> {

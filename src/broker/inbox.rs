@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use super::connection::{Address, BrokerError};
-use super::consumer::{Supervisor, supervise};
+use super::consumer::{Session, Supervisor, supervise};
 use crate::config;
 
 /// A message as it came.
@@ -115,6 +115,7 @@ impl Inbox {
             want: want_receiver,
             link: link_sender,
             generation: Arc::clone(&generation),
+            session: Session::default(),
         }));
         Ok(Self { messages, receipts, want, link, generation, supervisor })
     }

@@ -502,3 +502,21 @@ async fn messages_in_hand_when_the_worker_stops_are_parked_or_return_and_none_is
     }
     world.finish(running).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_the_client_cannot_read_goes_to_the_delivery_limit_alone_and_its_neighbours_are_delivered() {
+    let world = World::new().await;
+    world.broker.limit_deliveries(3).await;
+    let before = world.publish("ann").await;
+    // As a producer writes it that takes AMQP's short strings for bytes: a binary UUID, or Latin-1.
+    let body = World::lead("bad");
+    tokio::task::block_in_place(|| world.broker.publish_raw(b"M\xfcller-\xff", body.as_bytes()));
+    let after = world.publish("bob").await;
+    let running = world.start().await;
+    for id in [before, after] {
+        world.until_state(id, LeadState::Delivered).await;
+        assert_eq!(world.posts(id), 1);
+    }
+    assert_eq!(world.sandbox.journal().counts().created, 2);
+    world.finish(running).await;
+}

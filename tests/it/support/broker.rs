@@ -45,6 +45,17 @@ impl Broker {
         Self { url, queue, channel, connection }
     }
 
+    /// Makes the queue anew, with a limit of deliveries and without dead letters: what reaches it vanishes.
+    pub async fn limit_deliveries(&self, limit: i64) {
+        let queue = || self.queue.as_str().into();
+        self.channel.queue_delete(queue(), QueueDeleteOptions::default()).await.unwrap();
+        let mut arguments = FieldTable::default();
+        arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
+        arguments.insert("x-delivery-limit".into(), AMQPValue::LongLongInt(limit));
+        let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+        self.channel.queue_declare(queue(), options, arguments).await.unwrap();
+    }
+
     /// Publishes and waits for the confirm.
     pub async fn publish(&self, message: Message) {
         let mut properties = BasicProperties::default().with_delivery_mode(2);

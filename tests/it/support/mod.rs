@@ -3,6 +3,7 @@
 mod broker;
 mod database;
 mod process;
+mod raw;
 pub mod scene;
 
 use std::sync::Arc;
