@@ -41,27 +41,46 @@ pub struct Answer {
     pub body: Vec<u8>,
 }
 
-/// Why something is as it is: a code for scripts and metrics, a sentence for people.
+/// Why something is as it is: a code for scripts and metrics, a sentence for people, and what the other side said.
 ///
-/// The code never holds anything of the lead. The text may hold what the API answered, which may repeat the lead: it goes to
-/// the ledger and nowhere else.
+/// Code and sentence are ours and hold nothing of the lead. What the other side said may repeat the lead: it goes to the ledger,
+/// to the record of this very lead, and nowhere else.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reason {
     /// Such as `http_422` or `timeout`.
     pub code: Cow<'static, str>,
-    /// One line.
+    /// One line of our own.
     pub text: String,
+    /// One line of theirs; may be empty.
+    said: String,
 }
 
 impl Reason {
-    /// A reason whose code is written in the code.
+    /// A reason of our own.
     pub fn new(code: &'static str, text: impl Into<String>) -> Self {
-        Self { code: Cow::Borrowed(code), text: one_line(&text.into()) }
+        Self { code: Cow::Borrowed(code), text: one_line(&text.into()), said: String::new() }
     }
 
-    /// A reason whose code is the status.
-    pub fn of_status(status: u16, text: &str) -> Self {
-        Self { code: Cow::Owned(format!("http_{status}")), text: one_line(text) }
+    /// A reason whose code is the status, with what the other side said.
+    pub fn of_status(status: u16, said: &str) -> Self {
+        let text = format!("the API answered {status}");
+        Self { code: Cow::Owned(format!("http_{status}")), text, said: one_line(said) }
+    }
+
+    /// The same, with a sentence of our own in front.
+    #[must_use]
+    pub fn preceded_by(&self, words: &str) -> Self {
+        Self { text: format!("{words}: {}", self.text), ..self.clone() }
+    }
+
+    /// What the other side said.
+    pub fn said(&self) -> &str {
+        &self.said
+    }
+
+    /// Everything, for the record of the lead.
+    pub fn for_the_record(&self) -> String {
+        if self.said.is_empty() { self.text.clone() } else { format!("{}: {}", self.text, self.said) }
     }
 }
 

@@ -94,7 +94,7 @@ pub fn classify(rules: &ResponseRules, exchange: &Exchange) -> Outcome {
 
 fn classify_answer(rules: &ResponseRules, answer: &Answer) -> Outcome {
     let status = answer.status;
-    let reason = || Reason::of_status(status, &explain(answer));
+    let reason = || Reason::of_status(status, &reason_in(answer));
     if rules.unauthorized.contains(status) {
         Outcome::Unauthorized(reason())
     } else if rules.success.contains(status) {
@@ -108,7 +108,7 @@ fn classify_answer(rules: &ResponseRules, answer: &Answer) -> Outcome {
         Outcome::Duplicate(reason())
     } else if rules.rejected.contains(status) {
         let reason = reason();
-        let said = reason.text.to_lowercase();
+        let said = reason.said().to_lowercase();
         if rules.duplicate_texts.iter().any(|text| said.contains(&text.to_lowercase())) {
             Outcome::Duplicate(reason)
         } else {
@@ -155,13 +155,6 @@ fn receipt(rules: &ResponseRules, body: &[u8]) -> Receipt {
         next_schedule_time: read(&rules.next_schedule_time),
         warning,
     }
-}
-
-/// The sentence about an answer that is no success: the status, and the reason found in the body.
-fn explain(answer: &Answer) -> String {
-    let said = reason_in(answer);
-    let status = answer.status;
-    if said.is_empty() { format!("the API answered {status}") } else { format!("the API answered {status}: {said}") }
 }
 
 /// The human reason in a body, tolerantly: a JSON string, a member that APIs use for it, or the start of the text.
@@ -298,7 +291,7 @@ mod tests {
 
     #[test]
     fn the_reason_is_found_in_every_shape_that_has_been_seen() {
-        let reason = |body: &str| outcome(422, body).reason().expect("a reason").text.clone();
+        let reason = |body: &str| outcome(422, body).reason().expect("a reason").for_the_record();
         for body in [
             r#""bad email""#,
             r#"{"message":"bad email"}"#,
@@ -323,7 +316,7 @@ mod tests {
             let outcome = classify(&ResponseRules::default(), &exchange);
             prop_assert!(Outcome::NAMES.contains(&outcome.as_str()));
             if let Some(reason) = outcome.reason() {
-                prop_assert!(!reason.text.chars().any(char::is_control));
+                prop_assert!(!reason.for_the_record().chars().any(char::is_control));
             }
         }
     }

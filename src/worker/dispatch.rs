@@ -242,8 +242,7 @@ impl Trip<'_> {
         self.dispatch.metrics.posting.dec();
         let outcome = match classify(&self.dispatch.answers, &exchange) {
             Outcome::Unauthorized(reason) if is_fresh => {
-                let text = format!("a fresh token was refused too: {}", reason.text);
-                Outcome::Systemic(Reason { code: reason.code, text })
+                Outcome::Systemic(reason.preceded_by("a fresh token was refused too"))
             }
             outcome => outcome,
         };
@@ -268,7 +267,7 @@ impl Trip<'_> {
             charged: Policy::charges(outcome),
             http_status: answer.map(|answer| answer.status),
             code: outcome.reason().map(|reason| reason.code.to_string()),
-            reason: outcome.reason().map(|reason| reason.text.clone()),
+            reason: outcome.reason().map(Reason::for_the_record),
             answer: answer.filter(|answer| !is_success && !answer.body.is_empty()).map(|answer| answer.body.clone()),
             retry_after: answer.and_then(|answer| answer.retry_after),
         });

@@ -92,27 +92,27 @@ impl Policy {
 
     fn retry(&self, reason: &Reason, facts: Facts, at_least: Duration, random: f64) -> Next {
         if facts.charged >= self.max_attempts {
-            let text = format!("all {} attempts are used up; the last: {}", self.max_attempts, reason.text);
-            return end(LeadState::Exhausted, &Reason { code: reason.code.clone(), text });
+            let words = format!("all {} attempts are used up; the last", self.max_attempts);
+            return end(LeadState::Exhausted, &reason.preceded_by(&words));
         }
         let delay = self.schedule.delay(facts.charged, random).max(at_least);
         if self.max_age.is_some_and(|max_age| facts.age + delay > max_age) {
-            let text = format!("the next attempt would come after retry.max_age_ms; the last: {}", reason.text);
-            return end(LeadState::Exhausted, &Reason { code: reason.code.clone(), text });
+            let words = "the next attempt would come after retry.max_age_ms; the last";
+            return end(LeadState::Exhausted, &reason.preceded_by(words));
         }
         again(delay, reason)
     }
 }
 
 pub(super) fn again(after: Duration, reason: &Reason) -> Next {
-    Next::Again { after, code: Some(reason.code.to_string()), reason: Some(reason.text.clone()) }
+    Next::Again { after, code: Some(reason.code.to_string()), reason: Some(reason.for_the_record()) }
 }
 
 fn end(state: LeadState, reason: &Reason) -> Next {
     Next::End(End {
         state: Some(state),
         code: Some(reason.code.to_string()),
-        reason: Some(reason.text.clone()),
+        reason: Some(reason.for_the_record()),
         ..End::default()
     })
 }
