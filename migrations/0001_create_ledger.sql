@@ -68,7 +68,7 @@ comment on column leads.lease is 'The fencing token of that lease: a settlement 
 comment on column leads.attempts is 'How many rows of attempts it has.';
 comment on column leads.charged is 'How many of them count towards retry.max_attempts since budget_from.';
 comment on column leads.suspected is 'How many times it met an answer that speaks of the set-up while other leads passed; at three it is rejected.';
-comment on column leads.budget_from is 'From when its age counts: when it was accepted, or last replayed.';
+comment on column leads.budget_from is 'From when its age counts: when it was accepted, last replayed, or is due first after a paced requeue.';
 comment on column leads.replays is 'How many times it was replayed, by message or by requeue.';
 comment on column leads.code is 'Why it is in its state, as a stable code such as http_422.';
 comment on column leads.reason is 'Why it is in its state, as a sentence.';
@@ -116,6 +116,9 @@ create table attempts (
 );
 
 comment on table attempts is 'One row for each request that was, or may have been, sent for a lead.';
+comment on column attempts.lead_id is 'The lead.';
+comment on column attempts.code is 'Why, as a stable code such as http_503; null for a delivery.';
+comment on column attempts.reason is 'Why, as a sentence, with what the API said.';
 comment on column attempts.number is 'Counts the requests of a lead from 1, through all replays.';
 comment on column attempts.lease is 'The lease under which it was made; two requests of one lease are a post and its repetition with a new token.';
 comment on column attempts.worker is 'Who made it.';
@@ -136,6 +139,7 @@ create table replays (
     kind        text        not null,
     replayed_by text        not null,
     reason      text,
+    body_before bytea,
 
     constraint replays_kind_is_known check (kind in ('message', 'requeue'))
 );
@@ -144,7 +148,13 @@ create index replays_of_lead on replays (lead_id);
 
 comment on table replays is 'One row for each time that a lead which had ended was sent on its way again.';
 comment on column replays.kind is 'message: its producer published it again. requeue: a person did it with leadpost requeue.';
+comment on column replays.id is 'In the order in which they were written.';
+comment on column replays.lead_id is 'The lead.';
+comment on column replays.replayed_at is 'When.';
+comment on column replays.from_state is 'The end that it had come to.';
 comment on column replays.replayed_by is 'The queue, or the person.';
+comment on column replays.reason is 'Why, in the person''s words.';
+comment on column replays.body_before is 'SHA-256 of the body that a message replaced: a redelivery of that earlier message is known by it.';
 
 
 create table workers (
@@ -157,9 +167,24 @@ create table workers (
     status      jsonb       not null
 );
 
-comment on table workers is 'One row for each worker that runs, or ran in the last day.';
+comment on table workers is 'One row for each worker that runs, or died without a farewell in the last day.';
+comment on column workers.id is 'Host, process and chance.';
+comment on column workers.destination is 'Where it posts to.';
+comment on column workers.queue is 'Which queue it consumes.';
+comment on column workers.version is 'Its version of leadpost.';
+comment on column workers.started_at is 'When it wrote this row first.';
 comment on column workers.seen_at is 'Renewed every few seconds; a worker that was not seen for half a minute is dead.';
 comment on column workers.status is 'What the worker says of itself: circuit, posts under way.';
+
+
+create table destinations (
+    name       text primary key,
+    held_until timestamptz
+);
+
+comment on table destinations is 'What all workers of a destination have to know.';
+comment on column destinations.name is 'destination.name';
+comment on column destinations.held_until is 'The API asked to be left alone until then (Retry-After).';
 
 
 -- How many leads there are in each state, so that nobody has to count them. One row per destination and shard: transactions
@@ -181,6 +206,16 @@ create table tallies (
 ) with (fillfactor = 20);
 
 comment on table tallies is 'Counts of leads by state. A single shard may be negative; the sum of all shards is the count.';
+comment on column tallies.destination is 'Whose leads.';
+comment on column tallies.shard is 'Which part of the sum; by the connection that wrote it.';
+comment on column tallies.pending is 'Leads in this state.';
+comment on column tallies.delivered is 'Leads in this state.';
+comment on column tallies.duplicate is 'Leads in this state.';
+comment on column tallies.invalid is 'Leads in this state.';
+comment on column tallies.rejected is 'Leads in this state.';
+comment on column tallies.exhausted is 'Leads in this state.';
+comment on column tallies.uncertain is 'Leads in this state.';
+comment on column tallies.cancelled is 'Leads in this state.';
 comment on column tallies.accepted is 'How many leads were ever accepted, less those erased.';
 
 create function leads_tally(of_destination text, new_state text, old_state text, n bigint, accepted_n bigint)

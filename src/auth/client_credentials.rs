@@ -19,6 +19,9 @@ const MAX_ANSWER_BYTES: usize = 64 * 1024;
 /// The token endpoint's wish to be left alone is obeyed up to this long.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
 
+/// No token is kept for longer, whatever the endpoint says. AWS Cognito's live a day at most.
+const MAX_LIFETIME: Duration = Duration::from_secs(30 * 24 * 3600);
+
 /// Asks a token endpoint for tokens.
 #[derive(Debug)]
 pub struct ClientCredentials {
@@ -133,7 +136,10 @@ fn grant(json: &Value, default_lifetime: Duration) -> Result<Grant, AuthError> {
         .get("expires_in")
         .and_then(|value| value.as_f64().or_else(|| value.as_str().and_then(|text| text.parse().ok())))
         .filter(|seconds| *seconds > 0.0);
-    let lifetime = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()).unwrap_or(default_lifetime);
+    let lifetime = seconds
+        .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
+        .unwrap_or(default_lifetime)
+        .min(MAX_LIFETIME);
     Ok(Grant { authorization, lifetime })
 }
 

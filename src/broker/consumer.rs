@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use super::connection::{Address, BrokerError, close, within};
-use super::inbox::{Link, Message, Receipt, Want};
+use super::inbox::{Link, Message, Receipt, Want, Wish};
 use crate::schedule::Schedule;
 
 /// Between two tries to connect.
@@ -39,7 +39,7 @@ pub(super) struct Supervisor {
     pub(super) name: String,
     pub(super) messages: mpsc::UnboundedSender<Message>,
     pub(super) receipts: mpsc::UnboundedReceiver<Receipt>,
-    pub(super) want: watch::Receiver<Want>,
+    pub(super) wish: watch::Receiver<Wish>,
     pub(super) link: watch::Sender<Link>,
     pub(super) generation: Arc<AtomicU64>,
     pub(super) session: Session,
@@ -48,6 +48,8 @@ pub(super) struct Supervisor {
 /// What a connection has come to so far.
 #[derive(Debug, Default)]
 pub(super) struct Session {
+    /// How often messages had been given back when it began.
+    epoch: u64,
     /// Whether it got as far as consuming.
     consumed: bool,
     /// How many batches were acknowledged on it.
@@ -80,7 +82,7 @@ impl Session {
 enum Ended {
     /// The worker has let go of its end.
     Closed,
-    /// The messages in hand are to return to the queue, or the connection was idle for long: a fresh one.
+    /// Messages were given back, or the connection was idle for long: a fresh one.
     Renew,
 }
 
@@ -89,7 +91,7 @@ pub(super) async fn supervise(mut supervisor: Supervisor) {
     let mut failures = 0;
     loop {
         // Nothing to consume for: no connection either.
-        if supervisor.want.wait_for(|want| *want != Want::Return).await.is_err() {
+        if supervisor.wish.wait_for(|wish| wish.want != Want::Nothing).await.is_err() {
             break;
         }
         let since = Instant::now();
@@ -155,6 +157,7 @@ impl Supervisor {
     }
 
     async fn on_connection(&mut self, connection: &Connection) -> Result<Ended, BrokerError> {
+        self.session.epoch = self.wish.borrow().epoch;
         let limit = self.address.timeout;
         self.address.look_at(connection, &self.queue).await?;
         let channel = self.address.channel(connection).await?;
@@ -166,7 +169,10 @@ impl Supervisor {
         let mut cancelled = false;
         let mut heard_at = Instant::now();
         loop {
-            let want = *self.want.borrow_and_update();
+            let Wish { want, epoch } = *self.wish.borrow_and_update();
+            if epoch != self.session.epoch {
+                return Ok(Ended::Renew);
+            }
             match (want, &consumer) {
                 (Want::Messages, None) => {
                     consumer = Some(self.consume(&channel).await?);
@@ -183,7 +189,7 @@ impl Supervisor {
                 (Want::Pause, None) => {
                     self.set_link(Link::Idle);
                 }
-                (Want::Return, _) => return Ok(Ended::Renew),
+                (Want::Nothing, _) => return Ok(Ended::Renew),
                 (Want::Messages | Want::Pause, Some(_)) => {}
             }
             let consuming = consumer.is_some() && !cancelled;
@@ -205,7 +211,7 @@ impl Supervisor {
                     }
                     None => return Ok(Ended::Closed),
                 },
-                changed = self.want.changed() => if changed.is_err() {
+                changed = self.wish.changed() => if changed.is_err() {
                     // Both ends are dropped together; outstanding receipts come first.
                     self.acknowledge_rest().await?;
                     return Ok(Ended::Closed);
@@ -252,7 +258,8 @@ impl Supervisor {
     }
 
     async fn acknowledge(&self, receipt: Receipt) -> Result<(), BrokerError> {
-        if receipt.generation != self.generation.load(Ordering::Acquire) {
+        let is_void = receipt.epoch != self.wish.borrow().epoch;
+        if is_void || receipt.generation != self.generation.load(Ordering::Acquire) {
             return Ok(());
         }
         let ack = receipt.acker.ack(BasicAckOptions { multiple: true });
@@ -280,6 +287,7 @@ impl Supervisor {
             delivery_count: header("x-delivery-count").and_then(integer).unwrap_or(0),
             replay: header(REPLAY_HEADER).is_some_and(is_true),
             generation: self.generation.load(Ordering::Acquire),
+            epoch: self.session.epoch,
             acker: delivery.acker,
             body: delivery.data,
         }

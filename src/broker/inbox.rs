@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use lapin::Acker;
 use tokio::sync::{mpsc, watch};
@@ -11,6 +12,9 @@ use tokio::task::JoinHandle;
 use super::connection::{Address, BrokerError};
 use super::consumer::{Session, Supervisor, supervise};
 use crate::config;
+
+/// How long a stop waits for the broker.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A message as it came.
 pub struct Message {
@@ -25,6 +29,7 @@ pub struct Message {
     /// Whether its header `x-leadpost-replay` asks for a replay.
     pub replay: bool,
     pub(super) generation: u64,
+    pub(super) epoch: u64,
     pub(super) acker: Acker,
 }
 
@@ -40,7 +45,7 @@ impl fmt::Debug for Message {
 impl Message {
     /// What acknowledges this message, and all that came before it on the same connection.
     pub fn receipt(&self) -> Receipt {
-        Receipt { generation: self.generation, acker: self.acker.clone() }
+        Receipt { generation: self.generation, epoch: self.epoch, acker: self.acker.clone() }
     }
 }
 
@@ -48,6 +53,7 @@ impl Message {
 #[derive(Debug, Clone)]
 pub struct Receipt {
     pub(super) generation: u64,
+    pub(super) epoch: u64,
     pub(super) acker: Acker,
 }
 
@@ -65,8 +71,16 @@ pub enum Want {
     Messages,
     /// No further ones; those in hand will be acknowledged.
     Pause,
-    /// None; those in hand are to return to the queue.
-    Return,
+    /// None, and no connection either.
+    Nothing,
+}
+
+/// A wish, and how often messages were given back before it. The count makes sure that no later wish hides a giving back: a
+/// connection ends when it changes, whatever is wanted by then.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Wish {
+    pub(super) want: Want,
+    pub(super) epoch: u64,
 }
 
 /// How things stand with the broker.
@@ -87,7 +101,7 @@ pub enum Link {
 pub struct Inbox {
     messages: mpsc::UnboundedReceiver<Message>,
     receipts: mpsc::UnboundedSender<Receipt>,
-    want: watch::Sender<Want>,
+    wish: watch::Sender<Wish>,
     link: watch::Receiver<Link>,
     generation: Arc<AtomicU64>,
     supervisor: JoinHandle<()>,
@@ -102,7 +116,7 @@ impl Inbox {
         // Unbounded, but never longer than the prefetch: what is in it is not acknowledged.
         let (message_sender, messages) = mpsc::unbounded_channel();
         let (receipts, receipt_receiver) = mpsc::unbounded_channel();
-        let (want, want_receiver) = watch::channel(Want::Return);
+        let (wish, wish_receiver) = watch::channel(Wish { want: Want::Nothing, epoch: 0 });
         let (link_sender, link) = watch::channel(Link::Down("not connected yet".to_owned()));
         let generation = Arc::new(AtomicU64::new(0));
         let supervisor = tokio::spawn(supervise(Supervisor {
@@ -112,17 +126,28 @@ impl Inbox {
             name: name.to_owned(),
             messages: message_sender,
             receipts: receipt_receiver,
-            want: want_receiver,
+            wish: wish_receiver,
             link: link_sender,
             generation: Arc::clone(&generation),
             session: Session::default(),
         }));
-        Ok(Self { messages, receipts, want, link, generation, supervisor })
+        Ok(Self { messages, receipts, wish, link, generation, supervisor })
     }
 
     /// Says what is wanted from now on.
     pub fn want(&self, want: Want) {
-        self.want.send_if_modified(|current| std::mem::replace(current, want) != want);
+        self.wish.send_if_modified(|wish| std::mem::replace(&mut wish.want, want) != want);
+    }
+
+    /// Lets all messages in hand return to their queue: none of them is delivered here or acknowledged any more, also not by a
+    /// receipt for a later one. Nothing is wanted until [`Inbox::want`] says otherwise.
+    pub fn give_back(&self) {
+        self.wish.send_modify(|wish| *wish = Wish { want: Want::Nothing, epoch: wish.epoch + 1 });
+    }
+
+    /// Whether the supervisor has ended, which it does by itself only when it fails.
+    pub fn has_ended(&self) -> bool {
+        self.supervisor.is_finished()
     }
 
     /// How things stand; changes can be waited for.
@@ -156,13 +181,20 @@ impl Inbox {
         self.drop_stale(into);
     }
 
+    /// Whether a message can still be acknowledged: its connection is there, and it was not given back.
+    pub fn is_fresh(&self, message: &Message) -> bool {
+        message.generation == self.generation.load(Ordering::Acquire) && message.epoch == self.wish.borrow().epoch
+    }
+
     fn drop_stale(&self, messages: &mut Vec<Message>) {
-        let generation = self.generation.load(Ordering::Acquire);
-        messages.retain(|message| message.generation == generation);
+        messages.retain(|message| self.is_fresh(message));
     }
 
     /// Acknowledges the message of this receipt and all before it, in the order of the calls.
     pub fn acknowledge(&self, receipt: Receipt) {
+        if receipt.epoch != self.wish.borrow().epoch {
+            return;
+        }
         // When the supervisor has ended, so has the connection, and the messages come again.
         if self.receipts.send(receipt).is_err() {
             tracing::debug!("no connection to acknowledge on");
@@ -170,11 +202,17 @@ impl Inbox {
     }
 
     /// Acknowledges what is outstanding, and closes.
-    pub async fn close(self) {
+    pub async fn close(mut self) {
         drop(self.receipts);
-        drop(self.want);
-        if let Err(error) = self.supervisor.await {
-            tracing::error!(error = %error, "the broker's supervisor has failed");
+        drop(self.wish);
+        match tokio::time::timeout(CLOSE_TIMEOUT, &mut self.supervisor).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::error!(error = %error, "the broker's supervisor has failed"),
+            Err(_) => {
+                // A broker that does not answer; what is not acknowledged comes again and is recognized.
+                tracing::warn!("RabbitMQ did not let go in time; dropping the connection");
+                self.supervisor.abort();
+            }
         }
     }
 }

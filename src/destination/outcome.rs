@@ -8,6 +8,7 @@
 
 use std::time::Duration;
 
+use serde::de::IgnoredAny;
 use serde_json::Value;
 
 use crate::config::ResponseRules;
@@ -99,7 +100,9 @@ fn classify_answer(rules: &ResponseRules, answer: &Answer) -> Outcome {
     if rules.unauthorized.contains(status) {
         Outcome::Unauthorized(reason())
     } else if rules.success.contains(status) {
-        if answer.is_html {
+        // A 201 says that something was made, and JSON is JSON, whatever the header calls it.
+        let is_page = answer.is_html && status != 201 && serde_json::from_slice::<IgnoredAny>(&answer.body).is_err();
+        if is_page {
             // A log-in page, a captive portal, a proxy's greeting: whoever answered, it was not the lead API.
             let text = format!("answered {status} with an HTML page instead of JSON; is the URL the lead API's?");
             return Outcome::Systemic(Reason::new("html_page", text));
@@ -264,7 +267,11 @@ mod tests {
     #[test]
     fn an_html_page_with_a_success_status_is_not_a_delivery() {
         let page = Answer { status: 200, is_html: true, body: b"<html>Log in</html>".to_vec(), retry_after: None };
-        assert_eq!(classify(&ResponseRules::default(), &Exchange::Answered(page)).as_str(), "systemic");
+        assert_eq!(classify(&ResponseRules::default(), &Exchange::Answered(page.clone())).as_str(), "systemic");
+        let json = Answer { body: br#"{"id":1}"#.to_vec(), ..page.clone() };
+        assert_eq!(classify(&ResponseRules::default(), &Exchange::Answered(json)).as_str(), "delivered");
+        let created = Answer { status: 201, ..page };
+        assert_eq!(classify(&ResponseRules::default(), &Exchange::Answered(created)).as_str(), "delivered");
     }
 
     #[test]

@@ -11,7 +11,7 @@
 //!
 //! # Rules
 //! - A probe is one lead, and another one than those whose answers are suspected, if there is another.
-//! - When the probe passes, and at least half of the posts that ended meanwhile did, the answers were about the suspected leads themselves:
+//! - When the probe passes, and enough of the posts that ended meanwhile did, the answers were about the suspected leads themselves:
 //!   each is blamed once.
 //! - The first probe after a systemic answer comes at once: if it was the lead's own fault, nothing is lost but one exchange.
 
@@ -29,6 +29,11 @@ use crate::reason::Reason;
 
 /// How many suspected leads are remembered; more of them are no longer single leads at fault.
 const MAX_SUSPECTS: usize = 100;
+
+/// So few suspects are single leads if as many posts passed; more are, only if that many times as many passed. Something that
+/// refuses one post in two is the system's fault.
+const FEW: usize = 3;
+const RARE: usize = 10;
 
 /// A change is told when the probe ends; until then it is looked at this often.
 const PROBE_CHECK: Duration = Duration::from_secs(1);
@@ -187,7 +192,9 @@ impl Circuit {
                 episode.probing = false;
                 match signal {
                     Signal::Passed => {
-                        let most_passed = episode.passed >= episode.suspected && episode.suspected <= MAX_SUSPECTS;
+                        let few = episode.suspected <= FEW && episode.passed >= episode.suspected;
+                        let rare = episode.suspected <= MAX_SUSPECTS && episode.passed >= RARE * episode.suspected;
+                        let most_passed = few || rare;
                         let blamed = if most_passed { std::mem::take(&mut episode.suspects) } else { Vec::new() };
                         let after = now.saturating_duration_since(episode.since);
                         self.episode = None;

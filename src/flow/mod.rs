@@ -42,6 +42,7 @@ pub struct Flow {
     concurrency: usize,
     gate: Mutex<Gate>,
     changed: Notify,
+    newly_held: Notify,
 }
 
 #[derive(Debug)]
@@ -99,6 +100,7 @@ impl Flow {
                 hold: None,
             }),
             changed: Notify::new(),
+            newly_held: Notify::new(),
         }
     }
 
@@ -150,10 +152,24 @@ impl Flow {
         let mut gate = self.lock();
         let until = now + wait;
         if wait > Duration::ZERO && gate.hold.as_ref().is_none_or(|(held, _)| *held < until) {
+            let was_held = gate.hold.is_some();
             gate.hold = Some((until, reason.clone()));
             drop(gate);
             self.changed.notify_one();
+            if !was_held {
+                self.newly_held.notify_one();
+            }
         }
+    }
+
+    /// For how long the destination still wants to be left alone.
+    pub fn held(&self, now: Instant) -> Option<Duration> {
+        self.lock().held(now).map(|until| until - now)
+    }
+
+    /// Waits for a hold to begin.
+    pub async fn newly_held(&self) {
+        self.newly_held.notified().await;
     }
 
     /// How many of `wanted` posts the rate admits now; when none, from when one does.

@@ -4,11 +4,11 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::{PgConnection, Row as _};
+use sqlx::{AssertSqlSafe, PgConnection, Row as _};
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::model::{Arrival, Fate, LeadState, Leased, Origin};
+use super::model::{Arrival, Fate, LeadState, Leased, OnLock, Origin};
 use super::{Ledger, LedgerError, millis};
 use crate::lead::LeadId;
 
@@ -22,13 +22,16 @@ impl Ledger {
     /// A batch that was perhaps committed, because its answer was lost, may be accepted again with the same token: its leads
     /// are recognized as leased by it.
     ///
+    /// With [`OnLock::Skip`], an arrival whose lead somebody else has locked gets no fate and is not accepted.
+    ///
     /// # Errors
     /// That nothing was accepted, or that nobody knows. Either way no message may be acknowledged.
     pub async fn accept(
         &self,
         arrivals: Arc<[Arrival]>,
         lease: Option<(Uuid, Duration)>,
-    ) -> Result<Vec<Fate>, LedgerError> {
+        on_lock: OnLock,
+    ) -> Result<Vec<Option<Fate>>, LedgerError> {
         let ledger = self.clone();
         self.pool
             .run("accept leads", move |pool| {
@@ -37,7 +40,7 @@ impl Ledger {
                     let leased_at = Instant::now();
                     let mut transaction = pool.begin().await?;
                     let given = HashSet::new();
-                    let mut batch = Batch { ledger: &ledger, arrivals: &arrivals, lease, leased_at, given };
+                    let mut batch = Batch { ledger: &ledger, arrivals: &arrivals, lease, leased_at, given, on_lock };
                     let fates = batch.write(&mut transaction).await?;
                     transaction.commit().await?;
                     Ok(fates)
@@ -54,6 +57,7 @@ struct Batch<'a> {
     leased_at: Instant,
     /// What this try has dealt with already: a second message with such an id is another message, not a lost answer.
     given: HashSet<LeadId>,
+    on_lock: OnLock,
 }
 
 /// An arrival on its way into the ledger under an id that is perhaps not its first.
@@ -77,6 +81,8 @@ struct Known {
     elsewhere: bool,
     attempts: u32,
     replays: i32,
+    /// It had this body before a message replaced it.
+    had_this_body: bool,
 }
 
 /// What to do with an arrival whose id is known.
@@ -95,7 +101,7 @@ enum Decision {
 }
 
 impl Batch<'_> {
-    async fn write(&mut self, connection: &mut PgConnection) -> Result<Vec<Fate>, sqlx::Error> {
+    async fn write(&mut self, connection: &mut PgConnection) -> Result<Vec<Option<Fate>>, sqlx::Error> {
         let mut fates: Vec<Option<Fate>> = vec![None; self.arrivals.len()];
         let mut waiting: Vec<Entry> = self
             .arrivals
@@ -124,9 +130,7 @@ impl Batch<'_> {
                 waiting.splice(0..0, again);
             }
         }
-        // A gap would shift the fates of all that follow.
-        let fates: Option<Vec<Fate>> = fates.into_iter().collect();
-        fates.ok_or_else(|| sqlx::Error::Protocol("an arrival was left without its fate".to_owned()))
+        Ok(fates)
     }
 
     fn arrival(&self, entry: &Entry) -> &Arrival {
@@ -224,8 +228,10 @@ impl Batch<'_> {
         let mut again = Vec::new();
         for entry in known {
             let Some(row) = rows.get(&entry.id) else {
-                // Erased between the two statements: insert it after all.
-                again.push(entry);
+                // Locked by somebody; or erased between the two statements: then it is inserted after all.
+                if self.on_lock == OnLock::Wait {
+                    again.push(entry);
+                }
                 continue;
             };
             let arrival = self.arrival(&entry);
@@ -290,17 +296,18 @@ impl Batch<'_> {
     ) -> Result<HashMap<LeadId, Known>, sqlx::Error> {
         let ids: Vec<Uuid> = known.iter().map(|entry| entry.id.0).collect();
         let bodies: Vec<&[u8]> = known.iter().map(|entry| &*self.arrival(entry).body).collect();
-        let rows = sqlx::query(
-            "select l.id, l.state, l.body = t.body, coalesce(l.lease = $3, false), l.destination <> $4, l.attempts, l.replays \
+        const LOOK_UP: &str = "select l.id, l.state, l.body = t.body, coalesce(l.lease = $3, false), l.destination <> $4, l.attempts, l.replays, \
+                 exists (select 1 from replays r where r.lead_id = l.id and r.body_before = sha256(t.body)) \
              from unnest($1::uuid[], $2::bytea[]) as t (id, body) join leads l on l.id = t.id \
-             order by l.id for update of l",
-        )
-        .bind(ids)
-        .bind(bodies)
-        .bind(self.lease.map(|(lease, _)| lease))
-        .bind(&*self.ledger.destination)
-        .fetch_all(connection)
-        .await?;
+             order by l.id for update of l";
+        let skip_locked = if self.on_lock == OnLock::Skip { " skip locked" } else { "" };
+        let rows = sqlx::query(AssertSqlSafe(format!("{LOOK_UP}{skip_locked}")))
+            .bind(ids)
+            .bind(bodies)
+            .bind(self.lease.map(|(lease, _)| lease))
+            .bind(&*self.ledger.destination)
+            .fetch_all(connection)
+            .await?;
         rows.into_iter()
             .map(|row| {
                 let known = Known {
@@ -310,6 +317,7 @@ impl Batch<'_> {
                     elsewhere: row.try_get(4)?,
                     attempts: u32::try_from(row.try_get::<i32, _>(5)?).unwrap_or(0),
                     replays: row.try_get(6)?,
+                    had_this_body: row.try_get(7)?,
                 };
                 Ok((LeadId(row.try_get(0)?), known))
             })
@@ -330,8 +338,9 @@ impl Batch<'_> {
                  select * from unnest($5::uuid[], $6::text[], $7::bytea[], $8::text[], $9::text[], $10::text[]) \
                      as t (id, state, body, code, reason, violations) \
              ), noted as ( \
-                 insert into replays (lead_id, from_state, kind, replayed_by) \
-                 select l.id, l.state, 'message', $1 from t join leads l on l.id = t.id \
+                 insert into replays (lead_id, from_state, kind, replayed_by, body_before) \
+                 select l.id, l.state, 'message', $1, case when l.body <> t.body then sha256(l.body) end \
+                 from t join leads l on l.id = t.id \
              ) \
              update leads l set state = t.state, body = t.body, changed_at = now(), received = l.received + 1, \
                  next_attempt_at = case when t.state = 'pending' then now() + $2 * interval '1 millisecond' end, \
@@ -380,20 +389,26 @@ fn decide(known: &Known, arrival: &Arrival, given: bool) -> Decision {
     if known.ours && known.same_body && !given {
         return Decision::AlreadyLeased;
     }
+    // A redelivery of the very message that ended this way, or of one that it replaced, must not start it again.
+    let is_old_news = arrival.redelivered && !arrival.replay && (known.same_body || known.had_this_body);
     match known.state {
         LeadState::Pending | LeadState::Delivered | LeadState::Duplicate => {
-            if known.same_body {
+            if known.same_body || is_old_news {
                 Decision::Repeat
             } else {
                 Decision::Conflict
             }
         }
+        // As invalid as before: nothing would change.
+        LeadState::Invalid if known.same_body && !arrival.violations.is_empty() => Decision::Repeat,
         LeadState::Invalid | LeadState::Rejected | LeadState::Exhausted => {
-            // A redelivery of the very message that ended this way must not start it again. With another body it cannot be one.
-            let may_be_the_same_message = arrival.redelivered && known.same_body && !arrival.replay;
-            if may_be_the_same_message { Decision::Repeat } else { Decision::Replay }
+            if is_old_news {
+                Decision::Repeat
+            } else {
+                Decision::Replay
+            }
         }
-        LeadState::Uncertain | LeadState::Cancelled => match (arrival.replay, known.same_body) {
+        LeadState::Uncertain | LeadState::Cancelled => match (arrival.replay, known.same_body || is_old_news) {
             (true, _) => Decision::Replay,
             (false, true) => Decision::Repeat,
             (false, false) => Decision::HeldConflict,
@@ -474,7 +489,7 @@ mod tests {
     use super::*;
 
     fn known(state: LeadState, same_body: bool, ours: bool) -> Known {
-        Known { state, same_body, ours, elsewhere: false, attempts: 0, replays: 0 }
+        Known { state, same_body, ours, elsewhere: false, attempts: 0, replays: 0, had_this_body: false }
     }
 
     fn arrival(redelivered: bool, replay: bool) -> Arrival {
@@ -496,6 +511,15 @@ mod tests {
         assert_eq!(decide(&pending(true), &arrival, true), Decision::Repeat);
         assert_eq!(decide(&pending(false), &arrival, true), Decision::Conflict);
         assert_eq!(decide(&pending(false), &arrival, false), Decision::Conflict);
+    }
+
+    #[test]
+    fn a_redelivery_of_a_message_that_was_replaced_since_is_old_news_in_every_state() {
+        for state in LeadState::ALL {
+            let known = Known { had_this_body: true, ..known(state, false, false) };
+            assert_eq!(decide(&known, &arrival(true, false), false), Decision::Repeat, "{state}");
+            assert_ne!(decide(&known, &arrival(false, false), false), Decision::Repeat, "{state}: published again");
+        }
     }
 
     #[test]

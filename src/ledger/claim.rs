@@ -30,16 +30,13 @@ pub struct Expired {
 impl Ledger {
     /// Leases up to `limit` leads that are due, the longest due first, except `avoid`.
     ///
-    /// A claim that was perhaps committed may be repeated with the same token: what it leased comes back first.
-    ///
     /// # Errors
-    /// That nothing was leased, or that nobody knows.
+    /// That nothing was leased, or that nobody knows; then [`Ledger::release`] the token.
     pub async fn claim(
         &self,
         limit: usize,
         lease: (Uuid, Duration),
         avoid: Vec<LeadId>,
-        repeated: bool,
     ) -> Result<Vec<Claimed>, LedgerError> {
         let ledger = self.clone();
         let avoid: Arc<[Uuid]> = avoid.into_iter().map(|id| id.0).collect();
@@ -49,45 +46,60 @@ impl Ledger {
                 async move {
                     let leased_at = Instant::now();
                     let mut transaction = pool.begin().await?;
-                    let mut rows = Vec::new();
-                    if repeated {
-                        rows = sqlx::query(
-                            "update leads set next_attempt_at = now() + $3 * interval '1 millisecond' \
-                             where destination = $1 and state = 'pending' and lease = $2 \
-                             returning id, attempts, charged, suspected, \
-                                 extract(epoch from now() - budget_from)::float8 as age, body",
-                        )
-                        .bind(&*ledger.destination)
-                        .bind(lease.0)
-                        .bind(millis(lease.1))
-                        .fetch_all(&mut *transaction)
-                        .await?;
-                    }
-                    if rows.is_empty() {
-                        rows = sqlx::query(
-                            "with due as ( \
-                                 select id from leads \
-                                 where destination = $1 and state = 'pending' and next_attempt_at <= now() and lease is null \
-                                     and id <> all($2) \
-                                 order by next_attempt_at limit $3 for update skip locked \
-                             ) \
-                             update leads l set leased_by = $4, lease = $5, changed_at = now(), \
-                                 next_attempt_at = now() + $6 * interval '1 millisecond' \
-                             from due where l.id = due.id \
-                             returning l.id, l.attempts, l.charged, l.suspected, \
-                                 extract(epoch from now() - l.budget_from)::float8 as age, l.body",
-                        )
-                        .bind(&*ledger.destination)
-                        .bind(&*avoid)
-                        .bind(i64::try_from(limit).unwrap_or(i64::MAX))
-                        .bind(&*ledger.worker)
-                        .bind(lease.0)
-                        .bind(millis(lease.1))
-                        .fetch_all(&mut *transaction)
-                        .await?;
-                    }
+                    let rows = sqlx::query(
+                        "with due as ( \
+                             select id from leads \
+                             where destination = $1 and state = 'pending' and next_attempt_at <= now() and lease is null \
+                                 and id <> all($2) \
+                             order by next_attempt_at limit $3 for update skip locked \
+                         ) \
+                         update leads l set leased_by = $4, lease = $5, changed_at = now(), \
+                             next_attempt_at = now() + $6 * interval '1 millisecond' \
+                         from due where l.id = due.id \
+                         returning l.id, l.attempts, l.charged, l.suspected, \
+                             extract(epoch from now() - l.budget_from)::float8 as age, l.body",
+                    )
+                    .bind(&*ledger.destination)
+                    .bind(&*avoid)
+                    .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+                    .bind(&*ledger.worker)
+                    .bind(lease.0)
+                    .bind(millis(lease.1))
+                    .fetch_all(&mut *transaction)
+                    .await?;
                     transaction.commit().await?;
                     rows.into_iter().map(|row| claimed(&row, lease.0, leased_at)).collect()
+                }
+            })
+            .await
+    }
+
+    /// Makes leads due again that were leased under tokens of which nobody knows whether they were ever committed: an accept or
+    /// a claim without an answer. None of them has been posted. Says how many there were.
+    ///
+    /// # Errors
+    /// That nothing was released, or that nobody knows.
+    pub async fn release(&self, tokens: Vec<Uuid>, lease: Duration) -> Result<u64, LedgerError> {
+        let ledger = self.clone();
+        let tokens: Arc<[Uuid]> = tokens.into();
+        self.pool
+            .run("release leads", move |pool| {
+                let (ledger, tokens) = (ledger.clone(), Arc::clone(&tokens));
+                async move {
+                    let mut transaction = pool.begin().await?;
+                    let released = sqlx::query(
+                        "update leads set lease = null, leased_by = null, next_attempt_at = now(), changed_at = now() \
+                         where destination = $1 and state = 'pending' and lease = any($2) \
+                             and next_attempt_at > now() - interval '1 minute' \
+                             and next_attempt_at <= now() + $3 * interval '1 millisecond'",
+                    )
+                    .bind(&*ledger.destination)
+                    .bind(&*tokens)
+                    .bind(millis(lease))
+                    .execute(&mut *transaction)
+                    .await?;
+                    transaction.commit().await?;
+                    Ok(released.rows_affected())
                 }
             })
             .await
@@ -127,7 +139,7 @@ impl Ledger {
                         expired.push((worker, of_expired(row, &*decide)?));
                     }
                     for (worker, settlement) in &expired {
-                        write(&mut transaction, Write::of(std::slice::from_ref(settlement), worker)).await?;
+                        write(&mut transaction, Write::of(&[settlement], worker)).await?;
                     }
                     transaction.commit().await?;
                     Ok(expired.into_iter().map(|(_, settlement)| settlement.id).collect())

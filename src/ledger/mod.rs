@@ -36,15 +36,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::PgPool;
+use sqlx::migrate::MigrateError;
 use sqlx::postgres::PgPoolOptions;
 
 pub use browse::{AttemptRecord, LeadRecord, ReplayRecord, Status, Waiting};
 pub use claim::Expired;
-pub use model::{Arrival, Attempt, Claimed, End, Fate, LeadState, Leased, Next, Origin, Receipt, Settlement};
+pub use model::{Arrival, Attempt, Claimed, End, Fate, LeadState, Leased, Next, OnLock, Origin, Receipt, Settlement};
 pub use requeue::{Requeue, Requeued, Selection};
 pub use settle::Settled;
 pub use verify::{Check, Verification};
-pub use workers::WorkerRecord;
+pub use workers::{Beat, WorkerRecord};
 
 use crate::config;
 use pool::Pool;
@@ -78,6 +79,9 @@ pub enum LedgerError {
         /// How long was waited.
         waited: Duration,
     },
+    /// Somebody else has locked the leads.
+    #[error("somebody else has locked these leads, and holds the lock")]
+    Locked,
     /// The tables are not what this version needs.
     #[error("the ledger's tables are not up to date: {0}")]
     Schema(String),
@@ -107,11 +111,28 @@ impl LedgerError {
 
     /// Whether the data itself was refused (SQLSTATE classes 22 and 23), so that trying again cannot help.
     pub fn is_about_data(&self) -> bool {
+        self.sqlstate().is_some_and(|code| code.starts_with("22") || code.starts_with("23"))
+    }
+
+    /// Whether less at a time may get through: it was too much for a statement's time, the server's memory or its limits.
+    pub fn is_about_size(&self) -> bool {
+        self.sqlstate().is_some_and(|code| ["57014", "54000", "53200", "08P01"].contains(&code.as_str()))
+    }
+
+    /// Whether somebody else holds a lock on some of it.
+    pub fn is_about_locks(&self) -> bool {
+        self.sqlstate().is_some_and(|code| code == "55P03")
+    }
+
+    /// Whether it may have been done all the same.
+    pub fn is_unknown(&self) -> bool {
+        self.sqlstate().is_none()
+    }
+
+    fn sqlstate(&self) -> Option<String> {
         match self {
-            LedgerError::Database { source, .. } => {
-                sqlstate(&source.0).is_some_and(|code| code.starts_with("22") || code.starts_with("23"))
-            }
-            LedgerError::Url(_) | LedgerError::NoAnswer { .. } | LedgerError::Schema(_) => false,
+            LedgerError::Database { source, .. } => sqlstate(&source.0),
+            LedgerError::Url(_) | LedgerError::NoAnswer { .. } | LedgerError::Locked | LedgerError::Schema(_) => None,
         }
     }
 }
@@ -156,9 +177,13 @@ impl Ledger {
             // A pool says only that it had to wait; this says why.
             pool::connect(&options).await.map_err(failed)?;
             let pool = PgPoolOptions::new().max_connections(1).connect_with(options).await.map_err(failed)?;
-            let before = applied(&pool).await.len();
-            MIGRATIONS.run(&pool).await.map_err(|error| LedgerError::Schema(crate::reason::chain(&error)))?;
-            let after = applied(&pool).await.len();
+            let before = applied(&pool).await.map_err(failed)?.len();
+            MIGRATIONS.run(&pool).await.map_err(|error| match error {
+                // Somebody else holds the lock, or the connection broke: later.
+                MigrateError::Execute(error) => failed(error),
+                error => LedgerError::Schema(crate::reason::chain(&error)),
+            })?;
+            let after = applied(&pool).await.map_err(failed)?.len();
             pool.close().await;
             Ok(after - before)
         });
@@ -170,14 +195,7 @@ impl Ledger {
     /// # Errors
     /// [`LedgerError::Schema`] with what to do, or that Postgres cannot be asked.
     pub async fn check_schema(&self) -> Result<(), LedgerError> {
-        let applied = self
-            .pool
-            .run("read the migrations", |pool| async move {
-                // Without this, a Postgres that is away would look like one without tables.
-                sqlx::query("select 1").execute(&pool).await?;
-                Ok(applied(&pool).await)
-            })
-            .await?;
+        let applied = self.pool.run("read the migrations", |pool| async move { applied(&pool).await }).await?;
         let missing = MIGRATIONS.iter().filter(|migration| !applied.contains(&migration.version)).count();
         if missing > 0 {
             return Err(LedgerError::Schema(format!("migrations are missing ({missing}); run leadpost migrate")));
@@ -196,11 +214,13 @@ impl Ledger {
 }
 
 /// The versions of the migrations that were applied; none if there is no table of them yet.
-async fn applied(pool: &PgPool) -> Vec<i64> {
-    sqlx::query_scalar("select version from _sqlx_migrations where success order by version")
-        .fetch_all(pool)
-        .await
-        .unwrap_or_default()
+async fn applied(pool: &PgPool) -> Result<Vec<i64>, sqlx::Error> {
+    const UNDEFINED_TABLE: &str = "42P01";
+    let versions = sqlx::query_scalar("select version from _sqlx_migrations where success order by version");
+    match versions.fetch_all(pool).await {
+        Err(error) if sqlstate(&error).as_deref() == Some(UNDEFINED_TABLE) => Ok(Vec::new()),
+        result => result,
+    }
 }
 
 fn sqlstate(error: &sqlx::Error) -> Option<String> {

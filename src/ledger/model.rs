@@ -258,3 +258,12 @@ impl Next {
         }
     }
 }
+
+/// What to do about leads that somebody else has locked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnLock {
+    /// Wait for them, as long as `postgres.lock_timeout_ms` allows.
+    Wait,
+    /// Leave them out.
+    Skip,
+}

@@ -115,7 +115,9 @@ impl Ledger {
                              update leads l set state = 'pending', changed_at = now(), finished_at = null, \
                                  next_attempt_at = now() + case when $8::float8 is null then interval '0' \
                                      else n.n / $8 * interval '1 second' end, \
-                                 charged = 0, suspected = 0, budget_from = now(), replays = l.replays + 1, \
+                                 charged = 0, suspected = 0, replays = l.replays + 1, \
+                                 budget_from = now() + case when $8::float8 is null then interval '0' \
+                                     else n.n / $8 * interval '1 second' end, \
                                  code = null, reason = null, violations = null, warning = null \
                              from numbered n where l.id = n.id \
                              returning l.id \

@@ -7,7 +7,7 @@ use sqlx::{PgConnection, Row as _};
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::model::{LeadState, Next, Settlement};
+use super::model::{LeadState, Next, OnLock, Settlement};
 use super::{Ledger, LedgerError, millis};
 use crate::lead::{LeadId, Violation};
 
@@ -19,25 +19,39 @@ const MAX_KEPT_ANSWER: usize = 4 * 1024;
 pub struct Settled {
     /// Leads whose lease was not ours any longer: nothing was changed. Somebody else has recorded the attempt as uncertain.
     pub late: Vec<LeadId>,
+    /// Leads that somebody else has locked: nothing was changed yet.
+    pub busy: Vec<LeadId>,
 }
 
 impl Ledger {
     /// Settles a batch of leads.
     ///
-    /// May be repeated when it is not known whether it was committed: what this lease has settled before is not late.
+    /// May be repeated when it is not known whether it was committed: what this lease has settled before is not late. With
+    /// [`OnLock::Skip`], leads that somebody else has locked come back as busy.
     ///
     /// # Errors
     /// That nothing was settled, or that nobody knows.
-    pub async fn settle(&self, settlements: Arc<[Settlement]>, repeated: bool) -> Result<Settled, LedgerError> {
+    pub async fn settle(
+        &self,
+        settlements: Arc<[Settlement]>,
+        repeated: bool,
+        on_lock: OnLock,
+    ) -> Result<Settled, LedgerError> {
         let ledger = self.clone();
         self.pool
             .run("settle leads", move |pool| {
                 let (ledger, settlements) = (ledger.clone(), Arc::clone(&settlements));
                 async move {
                     let mut transaction = pool.begin().await?;
-                    let settled = write(&mut transaction, Write::of(&settlements, &ledger.worker)).await?;
-                    let mut late: Vec<&Settlement> =
-                        settlements.iter().filter(|settlement| !settled.contains(&settlement.id)).collect();
+                    let mut free: Vec<&Settlement> = settlements.iter().collect();
+                    let mut busy = Vec::new();
+                    if on_lock == OnLock::Skip {
+                        busy = locked(&mut transaction, &free).await?;
+                        free.retain(|settlement| !busy.contains(&settlement.id));
+                    }
+                    let settled = write(&mut transaction, Write::of(&free, &ledger.worker)).await?;
+                    let mut late = free;
+                    late.retain(|settlement| !settled.contains(&settlement.id));
                     if repeated && !late.is_empty() {
                         let before = settled_before(&mut transaction, &late).await?;
                         // Without an attempt nothing was sent, so nothing can be late about it.
@@ -47,11 +61,30 @@ impl Ledger {
                     }
                     let late = late.into_iter().map(|settlement| settlement.id).collect();
                     transaction.commit().await?;
-                    Ok(Settled { late })
+                    Ok(Settled { late, busy })
                 }
             })
             .await
     }
+}
+
+/// Which of these are ours, and locked by somebody else.
+async fn locked(connection: &mut PgConnection, settlements: &[&Settlement]) -> Result<Vec<LeadId>, sqlx::Error> {
+    let ids: Vec<Uuid> = settlements.iter().map(|settlement| settlement.id.0).collect();
+    let leases: Vec<Uuid> = settlements.iter().map(|settlement| settlement.lease).collect();
+    sqlx::query_scalar(
+        "with free as ( \
+             select id from leads where id = any($1) order by id for update skip locked \
+         ) \
+         select l.id from unnest($1::uuid[], $2::uuid[]) as s (id, lease) \
+         join leads l on l.id = s.id and l.lease = s.lease \
+         where l.id not in (select id from free)",
+    )
+    .bind(ids)
+    .bind(leases)
+    .fetch_all(connection)
+    .await
+    .map(|ids: Vec<Uuid>| ids.into_iter().map(LeadId).collect())
 }
 
 /// Which of these have attempts under their lease already.
@@ -103,10 +136,10 @@ pub(super) struct Write<'a> {
 }
 
 impl<'a> Write<'a> {
-    pub(super) fn of(settlements: &'a [Settlement], worker: &'a str) -> Self {
+    pub(super) fn of(settlements: &[&'a Settlement], worker: &'a str) -> Self {
         let mut write = Self { worker, ..Self::default() };
         let now = Instant::now();
-        let mut sorted: Vec<&Settlement> = settlements.iter().collect();
+        let mut sorted: Vec<&'a Settlement> = settlements.to_vec();
         // In one order everywhere, so that two batches do not wait for each other in a circle.
         sorted.sort_unstable_by_key(|settlement| settlement.id);
         for settlement in sorted {

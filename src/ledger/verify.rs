@@ -52,13 +52,14 @@ const INVARIANTS: [Invariant; 10] = [
              left join attempts a on a.lead_id = l.id and a.number = l.attempts \
              where l.state = 'delivered' and a.outcome is distinct from 'delivered' \
                 or l.state = 'duplicate' and a.outcome is distinct from 'duplicate' \
-                or l.state = 'rejected' and (a.outcome is null or a.outcome not in ('rejected', 'systemic')) \
+                or l.state = 'rejected' and l.code <> 'systemic_own_fault' and a.outcome is distinct from 'rejected' \
                 or l.state = 'uncertain' and l.conflict_of is null and a.outcome is distinct from 'uncertain'",
     },
     Invariant {
-        name: "invalid is never posted",
-        holds: "an invalid lead that was never replayed has no attempts",
-        broken_by: "select id::text from leads where state = 'invalid' and replays = 0 and attempts > 0",
+        name: "an end is an end",
+        holds: "no post of a lead began after it had ended; so one that was invalid from the start was never posted",
+        broken_by: "select l.id::text from leads l where l.state <> 'pending' and exists \
+                (select 1 from attempts a where a.lead_id = l.id and a.started_at > l.finished_at + interval '50 milliseconds')",
     },
     Invariant {
         name: "repeats are explained",

@@ -6,7 +6,7 @@ use serde::Serialize;
 use sqlx::Row as _;
 use time::OffsetDateTime;
 
-use super::{Ledger, LedgerError};
+use super::{Ledger, LedgerError, millis};
 
 /// A worker that was not seen for so long is dead.
 const DEAD_AFTER_S: f64 = 30.0;
@@ -29,12 +29,22 @@ pub struct WorkerRecord {
     pub status: serde_json::Value,
 }
 
+/// What a heartbeat learns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Beat {
+    /// How many workers of the destination live, this one included.
+    pub workers: u32,
+    /// For how long the destination asked to be left alone, whichever worker it told.
+    pub hold: Option<Duration>,
+}
+
 impl Ledger {
-    /// Says that this worker lives, and learns how many of its destination do. Proves that the ledger can be written.
+    /// Says that this worker lives, and for how long its destination asked to be left alone, if it did; learns both of all
+    /// workers. Proves that the ledger can be written.
     ///
     /// # Errors
     /// That the ledger cannot be written.
-    pub async fn heartbeat(&self, status: serde_json::Value) -> Result<u32, LedgerError> {
+    pub async fn heartbeat(&self, status: serde_json::Value, hold: Option<Duration>) -> Result<Beat, LedgerError> {
         let ledger = self.clone();
         self.pool
             .run("write the worker's heartbeat", move |pool| {
@@ -52,21 +62,43 @@ impl Ledger {
                     .bind(status)
                     .execute(&mut *transaction)
                     .await?;
-                    let alive: i64 = sqlx::query_scalar(
-                        "select count(*) from workers where destination = $1 and seen_at > now() - $2 * interval '1 second'",
+                    if let Some(hold) = hold {
+                        sqlx::query(
+                            "insert into destinations as d (name, held_until) \
+                             values ($1, now() + $2 * interval '1 millisecond') \
+                             on conflict (name) do update set held_until = greatest(d.held_until, excluded.held_until)",
+                        )
+                        .bind(&*ledger.destination)
+                        .bind(millis(hold))
+                        .execute(&mut *transaction)
+                        .await?;
+                    }
+                    sqlx::query("delete from workers where seen_at < now() - interval '1 day'")
+                        .execute(&mut *transaction)
+                        .await?;
+                    let row = sqlx::query(
+                        "select (select count(*) from workers where destination = $1 \
+                                 and seen_at > now() - $2 * interval '1 second') as workers, \
+                             (select extract(epoch from held_until - now())::float8 from destinations \
+                                 where name = $1 and held_until > now()) as hold_s",
                     )
                     .bind(&*ledger.destination)
                     .bind(DEAD_AFTER_S)
                     .fetch_one(&mut *transaction)
                     .await?;
                     transaction.commit().await?;
-                    Ok(u32::try_from(alive).unwrap_or(u32::MAX))
+                    let workers: i64 = row.try_get("workers")?;
+                    let hold_s: Option<f64> = row.try_get("hold_s")?;
+                    Ok(Beat {
+                        workers: u32::try_from(workers).unwrap_or(u32::MAX),
+                        hold: hold_s.and_then(|hold_s| Duration::try_from_secs_f64(hold_s).ok()),
+                    })
                 }
             })
             .await
     }
 
-    /// Says that this worker is gone, and forgets those that have been for a day.
+    /// Says that this worker is gone.
     ///
     /// # Errors
     /// That the ledger cannot be written.
@@ -77,7 +109,7 @@ impl Ledger {
                 let ledger = ledger.clone();
                 async move {
                     let mut transaction = pool.begin().await?;
-                    sqlx::query("delete from workers where id = $1 or seen_at < now() - interval '1 day'")
+                    sqlx::query("delete from workers where id = $1")
                         .bind(&*ledger.worker)
                         .execute(&mut *transaction)
                         .await?;

@@ -10,9 +10,9 @@ use uuid::Uuid;
 use super::dispatch::InHand;
 use super::health::Health;
 use super::settle::AGAIN;
-use crate::broker::Message;
+use crate::broker::{Message, Receipt};
 use crate::lead::{Code, Lead, LeadRules, Violation, identify};
-use crate::ledger::{Arrival, Fate, Ledger, LedgerError, Origin};
+use crate::ledger::{Arrival, Fate, Ledger, LedgerError, OnLock, Origin};
 use crate::metrics::Metrics;
 use crate::reason::chain;
 
@@ -38,71 +38,111 @@ struct Read {
     lead: Option<Lead>,
 }
 
+/// What became of a batch.
+#[derive(Default)]
+pub(super) struct Accepted {
+    /// The leads that are ours to post.
+    pub(super) in_hand: Vec<InHand>,
+    /// What may be acknowledged: everything up to the first message that could not be accepted.
+    pub(super) receipts: Vec<Receipt>,
+    /// Tokens of which nobody knows whether leads were leased under them.
+    pub(super) orphans: Vec<Uuid>,
+    /// Why messages are left that were not accepted: they are to be given back.
+    pub(super) error: Option<LedgerError>,
+}
+
 impl Accept {
-    /// Commits a batch, after which its messages may be acknowledged. Comes back with the leads that are ours to post: those that
-    /// were leased, for as long as `lease` says; without it, valid leads are left due.
-    ///
-    /// # Errors
-    /// That the ledger has been away for too long: no message of the batch may be acknowledged.
-    pub(super) async fn accept(
-        &self,
-        batch: Vec<Message>,
-        lease: Option<Duration>,
-    ) -> Result<Vec<InHand>, LedgerError> {
+    /// Commits a batch, after which its messages may be acknowledged. Valid leads are leased for as long as `lease` says; without
+    /// it, they are left due.
+    pub(super) async fn accept(&self, batch: Vec<Message>, lease: Option<Duration>) -> Accepted {
         self.metrics.accept_batch.observe(batch.len() as f64);
+        let receipts: Vec<Receipt> = batch.iter().map(Message::receipt).collect();
         let read: Vec<Read> = batch.into_iter().map(|message| self.read(message)).collect();
         let arrivals: Arc<[Arrival]> = read.iter().map(|read| read.arrival.clone()).collect();
-        let fates = self.commit(&arrivals, lease.map(|lease| (Uuid::new_v4(), lease))).await?;
-        let mut in_hand = Vec::with_capacity(fates.len());
+        let mut accepted = Accepted::default();
+        let fates = self.commit(arrivals, lease, Instant::now(), &mut accepted).await;
+        let whole = fates.iter().take_while(|fate| fate.is_some()).count();
+        accepted.receipts = last_receipts(receipts.into_iter().take(whole));
         for (read, fate) in read.into_iter().zip(fates) {
+            let Some(fate) = fate else { continue };
             self.tell(&read, &fate);
             if let Fate::Leased(leased) = fate {
-                in_hand.push(InHand { leased, body: read.arrival.body, lead: read.lead, is_probe: false });
+                accepted.in_hand.push(InHand { leased, body: read.arrival.body, lead: read.lead, is_probe: false });
             }
         }
-        Ok(in_hand)
+        accepted
     }
 
-    /// Commits, holding the batch while the ledger is away, up to a limit.
+    /// Commits, holding the batch while the ledger is away, up to a limit counted from `since`. What is left without a fate was
+    /// not accepted.
     async fn commit(
         &self,
-        arrivals: &Arc<[Arrival]>,
-        lease: Option<(Uuid, Duration)>,
-    ) -> Result<Vec<Fate>, LedgerError> {
-        let since = Instant::now();
-        let mut tries = 0;
-        let mut arrivals = Arc::clone(arrivals);
+        mut arrivals: Arc<[Arrival]>,
+        lease: Option<Duration>,
+        since: Instant,
+        accepted: &mut Accepted,
+    ) -> Vec<Option<Fate>> {
+        // A token stands for one transaction, however often that is tried.
+        let token = Uuid::new_v4();
+        let mut fates: Vec<Option<Fate>> = vec![None; arrivals.len()];
+        // The places of what is still to be accepted.
+        let mut places: Vec<usize> = (0..arrivals.len()).collect();
+        let (mut tries, mut on_lock, mut unknown) = (0, OnLock::Wait, false);
         loop {
-            match self.ledger.accept(Arc::clone(&arrivals), lease).await {
-                Ok(fates) => {
+            let error = match self
+                .ledger
+                .accept(Arc::clone(&arrivals), lease.map(|lease| (token, lease)), on_lock)
+                .await
+            {
+                Ok(found) => {
                     self.health.ledger_is_up();
-                    return Ok(fates);
+                    let busy: Vec<bool> = found.iter().map(Option::is_none).collect();
+                    for (place, fate) in places.iter().zip(found) {
+                        fates[*place] = fate;
+                    }
+                    if !busy.contains(&true) {
+                        return fates;
+                    }
+                    places = kept(places, &busy);
+                    arrivals = kept(arrivals.to_vec(), &busy).into();
+                    LedgerError::Locked
                 }
-                Err(error) if error.is_about_data() && arrivals.len() > 1 => {
-                    // Something in it cannot be stored: halves, until the culprit stands alone. Each with a token of its own, as
-                    // a token stands for one transaction.
-                    let fresh = || lease.map(|(_, duration)| (Uuid::new_v4(), duration));
+                Err(error) if (error.is_about_data() || error.is_about_size()) && arrivals.len() > 1 => {
+                    // Something in it cannot be stored, or not so much at once: halves, until the culprit stands alone.
                     let (left, right) = arrivals.split_at(arrivals.len() / 2);
-                    let mut fates = Box::pin(self.commit(&left.into(), fresh())).await?;
-                    fates.extend(Box::pin(self.commit(&right.into(), fresh())).await?);
-                    return Ok(fates);
+                    let mut halves = Box::pin(self.commit(left.into(), lease, since, accepted)).await;
+                    halves.extend(Box::pin(self.commit(right.into(), lease, since, accepted)).await);
+                    for (place, fate) in places.into_iter().zip(halves) {
+                        fates[place] = fate;
+                    }
+                    return fates;
                 }
                 Err(error) if error.is_about_data() && arrivals.iter().all(is_whole) => {
                     tracing::error!(error = %chain(&error), "a message cannot be stored as it is; keeping its body alone");
                     arrivals = arrivals.iter().map(body_alone).collect();
+                    continue;
                 }
                 Err(error) => {
-                    tries += 1;
-                    self.metrics.ledger_failures.inc();
                     self.health.ledger_is_down(&error);
-                    self.health.turned();
-                    if since.elapsed() > HOLD {
-                        return Err(error);
+                    if error.is_about_locks() {
+                        on_lock = OnLock::Skip;
                     }
-                    tracing::warn!(error = %chain(&error), messages = arrivals.len(), "could not accept; holding the messages");
-                    tokio::time::sleep(AGAIN.delay(tries, fastrand::f64())).await;
+                    unknown |= error.is_unknown();
+                    error
                 }
+            };
+            tries += 1;
+            self.metrics.ledger_failures.inc();
+            self.health.turned();
+            if since.elapsed() > HOLD {
+                if unknown && lease.is_some() {
+                    accepted.orphans.push(token);
+                }
+                accepted.error.get_or_insert(error);
+                return fates;
             }
+            tracing::warn!(error = %chain(&error), messages = arrivals.len(), "could not accept; holding the messages");
+            tokio::time::sleep(AGAIN.delay(tries, fastrand::f64())).await;
         }
     }
 
@@ -175,4 +215,21 @@ fn is_whole(arrival: &Arrival) -> bool {
 fn body_alone(arrival: &Arrival) -> Arrival {
     let message = "the ledger could not store the message with its properties; its body is kept";
     Arrival { message_id: None, violations: vec![Violation::of_message(Code::Unstorable, message)], ..arrival.clone() }
+}
+
+/// Those whose flag is set.
+fn kept<T>(all: Vec<T>, flags: &[bool]) -> Vec<T> {
+    all.into_iter().zip(flags).filter(|(_, flag)| **flag).map(|(one, _)| one).collect()
+}
+
+/// The last receipt of each connection: it acknowledges all before it.
+fn last_receipts(receipts: impl Iterator<Item = Receipt>) -> Vec<Receipt> {
+    let mut last: Vec<Receipt> = Vec::with_capacity(1);
+    for receipt in receipts {
+        match last.last_mut() {
+            Some(earlier) if receipt.covers(earlier) => *earlier = receipt,
+            _ => last.push(receipt),
+        }
+    }
+    last
 }

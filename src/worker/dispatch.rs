@@ -82,8 +82,8 @@ impl Dispatch {
     async fn post(&self, in_hand: InHand) -> Settling {
         let InHand { leased, body, lead, is_probe } = in_hand;
         let mut trip = Trip { dispatch: self, leased: &leased, is_probe, attempts: Vec::new(), blamed: Vec::new() };
-        if let Some(next) = self.before_post(&leased) {
-            return trip.unposted(next);
+        if leased.suspected >= MAX_SUSPICIONS {
+            return trip.unposted(Next::End(Policy::blamed()));
         }
         let lead = match lead {
             Some(lead) => lead,
@@ -108,14 +108,6 @@ impl Dispatch {
         };
         drop(slot);
         trip.settling(next)
-    }
-
-    /// What keeps a lead from being posted at all.
-    fn before_post(&self, leased: &Leased) -> Option<Next> {
-        if leased.suspected >= MAX_SUSPICIONS {
-            return Some(Next::End(Policy::blamed()));
-        }
-        self.policy.too_old(leased.age)
     }
 
     /// Whether there is time for a whole post before the lease ends. Asked after every wait, so that a process that was

@@ -17,6 +17,9 @@ use crate::reason::chain;
 /// An intake loop that has not turned for so long is stuck.
 const STUCK_AFTER: Duration = Duration::from_secs(180);
 
+/// A ledger that was away for less has cost no lease.
+const LONG_AWAY: Duration = Duration::from_secs(10);
+
 /// The state of everything that the worker depends on.
 #[derive(Debug)]
 pub struct Health {
@@ -31,6 +34,10 @@ struct State {
     ledger: Result<(), String>,
     /// Since when every try has failed.
     ledger_down_since: Option<Instant>,
+    /// When it came back, after having been away.
+    ledger_back_at: Option<Instant>,
+    /// Whether there are results that could not be settled yet.
+    settling_late: bool,
     link: Option<watch::Receiver<Link>>,
     turned_at: Instant,
 }
@@ -66,6 +73,8 @@ impl Health {
         let state = State {
             ledger: Err("not connected yet".to_owned()),
             ledger_down_since: None,
+            ledger_back_at: None,
+            settling_late: false,
             link: None,
             turned_at: Instant::now(),
         };
@@ -79,7 +88,9 @@ impl Health {
     pub(super) fn ledger_is_up(&self) {
         let mut state = self.lock();
         state.ledger = Ok(());
-        state.ledger_down_since = None;
+        if state.ledger_down_since.take().is_some_and(|since| since.elapsed() > LONG_AWAY) {
+            state.ledger_back_at = Some(Instant::now());
+        }
         self.metrics.postgres_up.set(1);
     }
 
@@ -93,6 +104,21 @@ impl Health {
     /// For how long every try to write the ledger has failed, whoever tried.
     pub(super) fn ledger_down_for(&self) -> Duration {
         self.lock().ledger_down_since.map_or(Duration::ZERO, |since| since.elapsed())
+    }
+
+    /// For how long the ledger has been back, if it was away for long.
+    pub(super) fn ledger_up_for(&self) -> Option<Duration> {
+        self.lock().ledger_back_at.map(|back| back.elapsed())
+    }
+
+    /// Notes whether there are results that could not be settled at the first try.
+    pub(super) fn settling_late(&self, late: bool) {
+        self.lock().settling_late = late;
+    }
+
+    /// Whether there are results that could not be settled at the first try.
+    pub(super) fn is_settling_late(&self) -> bool {
+        self.lock().settling_late
     }
 
     /// The intake loop turns.

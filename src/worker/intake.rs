@@ -22,13 +22,13 @@ use super::accept::{Accept, HOLD};
 use super::dispatch::{Dispatch, InHand, Settling};
 use super::health::Health;
 use super::settle::AGAIN;
-use crate::broker::{Inbox, Link, Message, Receipt, Want};
+use crate::broker::{Inbox, Link, Message, Want};
 use crate::config::Settings;
 use crate::flow::{Admission, Flow};
 use crate::lead::{LeadId, LeadRules};
 use crate::ledger::{Ledger, LedgerError};
 use crate::metrics::Metrics;
-use crate::reason::chain;
+use crate::reason::{Reason, chain};
 
 /// When posts are paused for longer than this, the consumer is cancelled: the backlog belongs in the queue.
 const SHORT_PAUSE: Duration = Duration::from_secs(2);
@@ -36,11 +36,17 @@ const SHORT_PAUSE: Duration = Duration::from_secs(2);
 /// A message that was delivered so often before is accepted alone, so that it cannot take others with it.
 const SUSPICIOUS_DELIVERIES: u64 = 5;
 
+/// More are not accepted in one transaction, unless a single message is larger.
+const MAX_BATCH_BYTES: usize = 8 * 1024 * 1024;
+
 /// How long a probe looks for a fresh message when the ledger has no other lead.
 const PROBE_WAIT: Duration = Duration::from_millis(500);
 
 /// How long stopping waits for the consumer to be cancelled.
 const CANCEL_WAIT: Duration = Duration::from_secs(5);
+
+/// What a hold is, in words.
+pub(super) const HELD: &str = "the destination asked to be left alone (Retry-After)";
 
 /// Nothing is waited for longer without a look at what else has changed.
 const LOOK_AROUND: Duration = Duration::from_secs(5);
@@ -64,8 +70,10 @@ pub(super) struct Intake {
     poll_at: Instant,
     /// What due leads have saved up of their share.
     retry_credit: f64,
-    /// The token of a claim whose answer was lost.
-    lost_claim: Option<Uuid>,
+    /// Tokens of transactions whose answers were lost, and since when.
+    orphans: Vec<(Uuid, Instant)>,
+    /// When they are released again.
+    orphans_at: Instant,
 }
 
 impl Intake {
@@ -103,7 +111,8 @@ impl Intake {
             taken: VecDeque::new(),
             poll_at: Instant::now(),
             retry_credit: 0.0,
-            lost_claim: None,
+            orphans: Vec::new(),
+            orphans_at: Instant::now(),
         }
     }
 
@@ -113,16 +122,21 @@ impl Intake {
         let mut failures = 0;
         while !stop.is_cancelled() {
             self.health.turned();
+            if self.inbox.has_ended() {
+                tracing::error!("the broker's supervisor has ended by itself");
+                break;
+            }
             // The settle loop may have found out first: with all places taken, nothing is accepted that could.
-            if self.health.ledger_down_for() > HOLD {
-                self.taken.clear();
+            if writable && self.health.ledger_down_for() > HOLD {
+                self.give_back();
                 writable = false;
             }
             if !writable {
-                self.inbox.want(Want::Return);
+                self.inbox.want(Want::Nothing);
                 writable = self.wait_for_ledger(&stop).await;
                 continue;
             }
+            self.release_orphans().await;
             let now = Instant::now();
             let turn = match self.flow.admission(now) {
                 Admission::Wait(until) => self.wait(until, &stop).await,
@@ -134,10 +148,9 @@ impl Intake {
                 Err(error) => {
                     failures += 1;
                     tracing::warn!(error = %chain(&error), "the ledger does not take part; messages return to their queue until it does");
-                    self.taken.clear();
+                    self.give_back();
                     writable = false;
                     // A heartbeat may well succeed where this did not.
-                    self.inbox.want(Want::Return);
                     tokio::select! {
                         () = stop.cancelled() => {}
                         () = tokio::time::sleep(AGAIN.delay(failures, fastrand::f64())) => {}
@@ -148,14 +161,49 @@ impl Intake {
         self.finish(writable).await;
     }
 
+    /// Lets everything that is not accepted return to the queue.
+    fn give_back(&mut self) {
+        self.taken.clear();
+        self.inbox.give_back();
+    }
+
+    /// Makes leads due again that were perhaps leased by a transaction whose answer was lost. Again and again for as long as
+    /// such a transaction may still be under way.
+    async fn release_orphans(&mut self) {
+        if self.orphans.is_empty() || self.orphans_at > Instant::now() {
+            return;
+        }
+        self.orphans_at = Instant::now() + LOOK_AROUND;
+        let tokens = self.orphans.iter().map(|(token, _)| *token).collect();
+        match self.ledger.release(tokens, self.lease).await {
+            Ok(released) => {
+                if released > 0 {
+                    tracing::info!(leads = released, "released leads that were leased without our knowing");
+                }
+                let lease = self.lease;
+                self.orphans.retain(|(_, since)| since.elapsed() < lease);
+            }
+            Err(error) => self.health.ledger_is_down(&error),
+        }
+    }
+
+    fn orphaned(&mut self, tokens: impl IntoIterator<Item = Uuid>) {
+        let now = Instant::now();
+        self.orphans.extend(tokens.into_iter().map(|token| (token, now)));
+    }
+
     /// Proves that the ledger can be written before anything is consumed.
     async fn wait_for_ledger(&self, stop: &CancellationToken) -> bool {
         let mut tries = 0;
         loop {
             let status = serde_json::to_value(self.flow.status(Instant::now())).unwrap_or_default();
-            match self.ledger.heartbeat(status).await {
-                Ok(_) => {
+            match self.ledger.heartbeat(status, None).await {
+                Ok(beat) => {
                     self.health.ledger_is_up();
+                    // A hold outlives the worker that was told.
+                    if let Some(hold) = beat.hold {
+                        self.flow.hold(hold, &Reason::new("held", HELD), Instant::now());
+                    }
                     return true;
                 }
                 Err(error) => {
@@ -201,7 +249,13 @@ impl Intake {
             if batch.is_empty() {
                 return Ok(());
             }
-            self.accept(batch, None).await?;
+            let accepted = self.accept.accept(batch, None).await;
+            for receipt in accepted.receipts {
+                self.inbox.acknowledge(receipt);
+            }
+            if let Some(error) = accepted.error {
+                return Err(error);
+            }
         }
     }
 
@@ -222,10 +276,27 @@ impl Intake {
             return Ok(());
         };
         self.flow.begin_probe();
+        match self.find_probe(avoid, permit, stop).await {
+            Ok(true) => Ok(()),
+            // Without a lead on its way, nobody would ever end the probe.
+            nothing => {
+                self.flow.abandon_probe(Instant::now());
+                nothing.map(drop)
+            }
+        }
+    }
+
+    /// Sends a lead as the probe, if there is one: another one that is due; else a fresh one; else, for want of another, a
+    /// suspected one.
+    async fn find_probe(
+        &mut self,
+        avoid: Vec<LeadId>,
+        permit: OwnedSemaphorePermit,
+        stop: &CancellationToken,
+    ) -> Result<bool, LedgerError> {
         let mut permit = Some(permit);
-        // Another lead that is due; then a fresh one; then, for want of another, a suspected one.
-        if self.claim(1, avoid, &mut permit, true).await? > 0 {
-            return Ok(());
+        if self.claim(1, avoid, &mut permit, true).await > 0 {
+            return Ok(true);
         }
         if self.taken.is_empty() {
             self.inbox.want(Want::Messages);
@@ -245,10 +316,7 @@ impl Intake {
             // An invalid or known message leaves the permit for the next.
             self.accept_for(batch, &mut permit, true).await?;
         }
-        if permit.is_some() && self.claim(1, Vec::new(), &mut permit, true).await? == 0 {
-            self.flow.abandon_probe(Instant::now());
-        }
-        Ok(())
+        Ok(permit.is_none() || self.claim(1, Vec::new(), &mut permit, true).await > 0)
     }
 
     /// One turn while leads flow.
@@ -266,7 +334,7 @@ impl Intake {
                 quota = quota.min(1);
             }
             if quota > 0 {
-                let claimed = self.claim(quota, Vec::new(), &mut permit, false).await?;
+                let claimed = self.claim(quota, Vec::new(), &mut permit, false).await;
                 used += claimed;
                 if claimed < quota {
                     let pause = Duration::from_millis(self.settings.flow.poll_ms);
@@ -333,7 +401,7 @@ impl Intake {
                 tokio::select! {
                     () = stop.cancelled() => {}
                     () = self.flow.changed() => {}
-                    () = tokio::time::sleep_until(until) => {}
+                    () = tokio::time::sleep_until(until.min(Instant::now() + LOOK_AROUND)) => {}
                 }
                 None
             }
@@ -372,13 +440,20 @@ impl Intake {
         self.taken.extend(arrived);
     }
 
-    /// The messages that are accepted together: a suspicious one is alone.
+    /// The messages that are accepted together: not too many bytes, and a suspicious one is alone.
     fn next_batch(&mut self, max: usize) -> Vec<Message> {
         let mut batch = Vec::new();
+        let mut bytes = 0;
         while batch.len() < max {
             let Some(message) = self.taken.front() else { break };
+            // What came over a connection that is gone comes again.
+            if !self.inbox.is_fresh(message) {
+                self.taken.pop_front();
+                continue;
+            }
+            bytes += message.body.len();
             let alone = message.delivery_count >= SUSPICIOUS_DELIVERIES;
-            if alone && !batch.is_empty() {
+            if !batch.is_empty() && (alone || bytes > MAX_BATCH_BYTES) {
                 break;
             }
             batch.extend(self.taken.pop_front());
@@ -389,23 +464,26 @@ impl Intake {
         batch
     }
 
-    /// Claims due leads and sends them on their way; says how many.
+    /// Claims due leads and sends them on their way; says how many. What goes wrong is left to the next poll: leads that are due
+    /// can wait.
     async fn claim(
         &mut self,
         limit: usize,
         avoid: Vec<LeadId>,
         permit: &mut Option<OwnedSemaphorePermit>,
         is_probe: bool,
-    ) -> Result<usize, LedgerError> {
-        let repeated = self.lost_claim.is_some();
-        let token = self.lost_claim.take().unwrap_or_else(Uuid::new_v4);
-        let claimed = match self.ledger.claim(limit, (token, self.lease), avoid, repeated).await {
+    ) -> usize {
+        let token = Uuid::new_v4();
+        let claimed = match self.ledger.claim(limit, (token, self.lease), avoid).await {
             Ok(claimed) => claimed,
             Err(error) => {
-                self.lost_claim = Some(token);
+                tracing::warn!(error = %chain(&error), "could not claim due leads");
                 self.metrics.ledger_failures.inc();
                 self.health.ledger_is_down(&error);
-                return Err(error);
+                if error.is_unknown() {
+                    self.orphaned([token]);
+                }
+                return 0;
             }
         };
         let n = claimed.len();
@@ -418,22 +496,26 @@ impl Intake {
             };
             self.send(in_hand, permit).await;
         }
-        Ok(n)
+        n
     }
 
-    /// Accepts messages and sends the valid ones on their way.
+    /// Accepts messages, acknowledges them, and sends the valid ones on their way.
     async fn accept_for(
         &mut self,
         batch: Vec<Message>,
         permit: &mut Option<OwnedSemaphorePermit>,
         is_probe: bool,
     ) -> Result<(), LedgerError> {
-        let in_hand = self.accept(batch, Some(self.lease)).await?;
-        for (at, mut in_hand) in in_hand.into_iter().enumerate() {
+        let accepted = self.accept.accept(batch, Some(self.lease)).await;
+        for receipt in accepted.receipts {
+            self.inbox.acknowledge(receipt);
+        }
+        self.orphaned(accepted.orphans);
+        for (at, mut in_hand) in accepted.in_hand.into_iter().enumerate() {
             in_hand.is_probe = is_probe && at == 0;
             self.send(in_hand, permit).await;
         }
-        Ok(())
+        accepted.error.map_or(Ok(()), Err)
     }
 
     async fn send(&self, in_hand: InHand, permit: &mut Option<OwnedSemaphorePermit>) {
@@ -452,16 +534,6 @@ impl Intake {
         self.posts.spawn(Arc::clone(&self.dispatch).carry(in_hand, place, self.settle.clone()));
     }
 
-    /// Commits a batch to the ledger, then acknowledges it. Comes back with the leads that are ours to post.
-    async fn accept(&mut self, batch: Vec<Message>, lease: Option<Duration>) -> Result<Vec<InHand>, LedgerError> {
-        let receipts = last_receipts(&batch);
-        let in_hand = self.accept.accept(batch, lease).await?;
-        for receipt in receipts {
-            self.inbox.acknowledge(receipt);
-        }
-        Ok(in_hand)
-    }
-
     /// Leaves nothing behind: parks what was handed out, waits for the posts, acknowledges, closes.
     async fn finish(mut self, writable: bool) {
         if writable {
@@ -478,20 +550,10 @@ impl Intake {
         }
         self.posts.close();
         self.posts.wait().await;
+        self.orphans_at = Instant::now();
+        self.release_orphans().await;
         // Lets the settle loop end once it has settled everything.
         drop(self.settle);
         self.inbox.close().await;
     }
-}
-
-/// The last receipt of each connection in a batch: it acknowledges all before it.
-fn last_receipts(batch: &[Message]) -> Vec<Receipt> {
-    let mut receipts: Vec<Receipt> = Vec::with_capacity(1);
-    for receipt in batch.iter().map(Message::receipt) {
-        match receipts.last_mut() {
-            Some(last) if receipt.covers(last) => *last = receipt,
-            _ => receipts.push(receipt),
-        }
-    }
-    receipts
 }

@@ -117,10 +117,17 @@ impl Worker {
     pub async fn prepare(&self, migrate: bool, shutdown: &Shutdown) -> Result<bool, StartError> {
         let mut tries = 0;
         loop {
-            let ready = if migrate {
-                self.ledger.migrate().await.map(Some)
-            } else {
-                self.ledger.check_schema().await.map(|()| None)
+            let ready = async {
+                if migrate {
+                    self.ledger.migrate().await.map(Some)
+                } else {
+                    self.ledger.check_schema().await.map(|()| None)
+                }
+            };
+            // What is left behind here goes on by itself, and does no harm.
+            let ready = tokio::select! {
+                () = shutdown.drain.cancelled() => return Ok(false),
+                ready = ready => ready,
             };
             match ready {
                 Ok(applied) => {

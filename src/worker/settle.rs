@@ -9,7 +9,7 @@ use super::dispatch::Settling;
 use super::health::Health;
 use super::verdict::{MAX_SUSPICIONS, Policy};
 use crate::lead::LeadId;
-use crate::ledger::{Ledger, LedgerError, Next, Settlement};
+use crate::ledger::{Ledger, LedgerError, Next, OnLock, Settled, Settlement};
 use crate::metrics::Metrics;
 use crate::reason::chain;
 use crate::schedule::Schedule;
@@ -17,6 +17,9 @@ use crate::schedule::Schedule;
 /// Between two tries of a transaction.
 pub(super) const AGAIN: Schedule =
     Schedule { initial: Duration::from_millis(50), multiplier: 2.0, max: Duration::from_secs(5), jitter: 0.5 };
+
+/// Between two tries of leads that somebody has locked.
+const BUSY_PAUSE: Duration = Duration::from_secs(1);
 
 /// The settle loop.
 pub(super) struct Settler {
@@ -31,35 +34,68 @@ impl Settler {
     /// Runs until all who could settle are gone and everything is settled.
     pub(super) async fn run(mut self) {
         let mut gathered = Vec::with_capacity(self.batch);
-        while self.settlements.recv_many(&mut gathered, self.batch).await > 0 {
-            let batch = std::mem::take(&mut gathered);
+        // Leads that somebody has locked; they do not hold up the others.
+        let mut busy: Vec<Settling> = Vec::new();
+        loop {
+            let received = if busy.is_empty() {
+                self.settlements.recv_many(&mut gathered, self.batch).await
+            } else {
+                let more = self.settlements.recv_many(&mut gathered, self.batch);
+                tokio::time::timeout(BUSY_PAUSE, more).await.unwrap_or(usize::MAX)
+            };
+            if received == 0 {
+                if busy.is_empty() {
+                    return;
+                }
+                tokio::time::sleep(BUSY_PAUSE).await;
+            }
+            let on_lock = if busy.is_empty() { OnLock::Wait } else { OnLock::Skip };
+            let mut batch = std::mem::take(&mut busy);
+            batch.append(&mut gathered);
             self.metrics.settle_batch.observe(batch.len() as f64);
-            let blamed: Vec<LeadId> = batch.iter().flat_map(|settling| settling.blamed.iter().copied()).collect();
-            let settlements: Arc<[Settlement]> = batch.iter().map(|settling| settling.settlement.clone()).collect();
-            let late = self.settle(settlements).await;
-            for settling in &batch {
-                self.tell(settling, late.contains(&settling.settlement.id));
-            }
-            if !blamed.is_empty() {
-                self.blame(blamed).await;
-            }
+            busy = self.settle_batch(batch, on_lock).await;
+            self.health.settling_late(!busy.is_empty());
         }
     }
 
-    /// Settles until it is known to be settled, and says which leads came too late.
-    async fn settle(&self, settlements: Arc<[Settlement]>) -> Vec<LeadId> {
+    /// Settles a batch, and comes back with what somebody has locked.
+    async fn settle_batch(&self, batch: Vec<Settling>, on_lock: OnLock) -> Vec<Settling> {
+        let settlements: Arc<[Settlement]> = batch.iter().map(|settling| settling.settlement.clone()).collect();
+        let settled = self.settle(settlements, on_lock).await;
+        let mut busy = Vec::new();
+        let mut blamed = Vec::new();
+        for mut settling in batch {
+            blamed.append(&mut settling.blamed);
+            if settled.busy.contains(&settling.settlement.id) {
+                busy.push(settling);
+            } else {
+                self.tell(&settling, settled.late.contains(&settling.settlement.id));
+            }
+        }
+        if !blamed.is_empty() {
+            self.blame(blamed).await;
+        }
+        busy
+    }
+
+    /// Settles until it is known to be settled.
+    async fn settle(&self, settlements: Arc<[Settlement]>, mut on_lock: OnLock) -> Settled {
         let mut tries = 0;
         loop {
-            match self.ledger.settle(Arc::clone(&settlements), tries > 0).await {
+            match self.ledger.settle(Arc::clone(&settlements), tries > 0, on_lock).await {
                 Ok(settled) => {
                     self.health.ledger_is_up();
-                    return settled.late;
+                    return settled;
                 }
                 Err(error) if error.is_about_data() => return self.split(&settlements, &error).await,
                 Err(error) => {
                     tries += 1;
+                    if error.is_about_locks() {
+                        on_lock = OnLock::Skip;
+                    }
                     self.metrics.ledger_failures.inc();
                     self.health.ledger_is_down(&error);
+                    self.health.settling_late(true);
                     let pause = AGAIN.delay(tries, fastrand::f64());
                     tracing::warn!(error = %chain(&error), leads = settlements.len(), "could not settle; trying again");
                     tokio::time::sleep(pause).await;
@@ -69,25 +105,27 @@ impl Settler {
     }
 
     /// Something in the batch cannot be stored: halves, until the culprit stands alone, and is settled without its texts.
-    async fn split(&self, settlements: &[Settlement], error: &LedgerError) -> Vec<LeadId> {
-        let mut late = Vec::new();
+    async fn split(&self, settlements: &[Settlement], error: &LedgerError) -> Settled {
         match settlements {
-            [] => {}
+            [] => Settled::default(),
             [single] if single.attempts.iter().all(|attempt| attempt.reason.is_none() && attempt.answer.is_none()) => {
                 // Nothing of a stranger's is left in it: this is a bug, and the lease will run out.
                 tracing::error!(lead.id = %single.id, error = %chain(error), "a settlement cannot be stored");
+                Settled::default()
             }
             [single] => {
                 tracing::error!(lead.id = %single.id, error = %chain(error), "the texts of a settlement cannot be stored; leaving them out");
-                late.extend(Box::pin(self.settle(Arc::new([without_texts(single)]))).await);
+                Box::pin(self.settle(Arc::new([without_texts(single)]), OnLock::Wait)).await
             }
             several => {
                 let (left, right) = several.split_at(several.len() / 2);
-                late.extend(Box::pin(self.settle(left.into())).await);
-                late.extend(Box::pin(self.settle(right.into())).await);
+                let mut settled = Box::pin(self.settle(left.into(), OnLock::Wait)).await;
+                let more = Box::pin(self.settle(right.into(), OnLock::Wait)).await;
+                settled.late.extend(more.late);
+                settled.busy.extend(more.busy);
+                settled
             }
         }
-        late
     }
 
     async fn blame(&self, blamed: Vec<LeadId>) {

@@ -7,6 +7,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::health::Health;
+use super::intake::HELD;
 use super::verdict::{Facts, Policy};
 use crate::destination::Outcome;
 use crate::flow::Flow;
@@ -16,6 +17,9 @@ use crate::reason::{Reason, chain};
 
 /// Between two turns.
 const PERIOD: Duration = Duration::from_secs(5);
+
+/// So long after the ledger has come back no lease is taken for run out: those who hold results settle them first.
+const AFTER_OUTAGE: Duration = Duration::from_secs(30);
 
 /// The upkeep loop.
 pub(super) struct Upkeep {
@@ -36,6 +40,8 @@ impl Upkeep {
             let pause = PERIOD.mul_f64(0.9 + 0.2 * fastrand::f64());
             tokio::select! {
                 () = self.stop.cancelled() => return,
+                // Other workers are told of a hold at once.
+                () = self.flow.newly_held() => {}
                 () = tokio::time::sleep(pause) => {}
             }
         }
@@ -43,16 +49,24 @@ impl Upkeep {
 
     async fn turn(&self) {
         let status = serde_json::to_value(self.flow.status(Instant::now())).unwrap_or_default();
-        match self.ledger.heartbeat(status).await {
-            Ok(workers) => {
+        match self.ledger.heartbeat(status, self.flow.held(Instant::now())).await {
+            Ok(beat) => {
                 self.health.ledger_is_up();
-                self.flow.share_with(workers);
+                self.flow.share_with(beat.workers);
+                // Another worker may have been told.
+                if let Some(hold) = beat.hold {
+                    self.flow.hold(hold, &Reason::new("held", HELD), Instant::now());
+                }
             }
             Err(error) => {
                 self.health.ledger_is_down(&error);
                 tracing::warn!(error = %chain(&error), "could not write the heartbeat");
                 return;
             }
+        }
+        // After an outage, what is known of posts is settled first: here, and in other workers that were cut off too.
+        if self.health.ledger_up_for().is_some_and(|up| up < AFTER_OUTAGE) || self.health.is_settling_late() {
+            return;
         }
         let policy = self.policy.clone();
         let decide = move |expired: &Expired| {

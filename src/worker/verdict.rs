@@ -72,13 +72,6 @@ impl Policy {
         }
     }
 
-    /// Whether a lead is too old to be posted at all.
-    pub(super) fn too_old(&self, age: Duration) -> Option<Next> {
-        let max_age = self.max_age.filter(|max_age| age > *max_age)?;
-        let text = format!("older than retry.max_age_ms allows ({} h)", max_age.as_secs() / 3600);
-        Some(end(LeadState::Exhausted, &Reason::new("max_age", text)))
-    }
-
     /// Why a lead that met systemic answers while others passed is given up.
     pub(super) fn blamed() -> End {
         let text = format!("met answers that speak of the set-up {MAX_SUSPICIONS} times while other leads passed");
@@ -190,11 +183,5 @@ mod tests {
         assert_eq!(policy().next(&outcome, facts(1, 0), 0.5).state(), LeadState::Pending);
         let hold = Policy { on_uncertain: OnUncertain::Hold, ..policy() };
         assert_eq!(hold.next(&outcome, facts(1, 0), 0.5).state(), LeadState::Uncertain);
-    }
-
-    #[test]
-    fn a_lead_is_not_posted_when_it_is_too_old() {
-        assert!(policy().too_old(Duration::from_secs(3601)).is_some());
-        assert!(policy().too_old(Duration::from_secs(3599)).is_none());
     }
 }

@@ -192,6 +192,7 @@ async fn an_api_that_wants_an_hour_stops_intake_and_health_says_so() {
     assert_eq!(world.number("select sum(charged)::bigint from leads").await, i64::try_from(posts).unwrap());
     world.sandbox.faults().clear();
     running.stop().await;
+    world.pass(Duration::from_secs(3600)).await;
     let running = world.start().await;
     world.until_all_delivered(&ids).await;
     world.finish(running).await;
@@ -368,4 +369,46 @@ async fn two_workers_on_one_queue_share_the_work_and_no_lead_is_posted_twice() {
     }
     assert_eq!(second.stop().await, leadpost::worker::Stopped::Cleanly);
     world.finish(first).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ledger_that_fails_during_a_probe_does_not_leave_the_circuit_probing_for_ever() {
+    let mut world = World::new().await;
+    world.settings.postgres.lock_timeout_ms = 200;
+    world.sandbox.tune(|tuning| tuning.leads_unavailable = Some(403));
+    let running = world.start().await;
+    let id = world.publish("ann").await;
+    world.publish("bob").await;
+    world.until_attempts(id, 1).await;
+    let mut lock = world.database.pool.begin().await.unwrap();
+    sqlx::query("lock table leads in access exclusive mode").execute(&mut *lock).await.unwrap();
+    // Seen to fail: a probe that wanted a lead.
+    world.until("a claim has failed", async || running.metrics.ledger_failures.get() >= 3).await;
+    lock.rollback().await.unwrap();
+    world.sandbox.tune(|tuning| tuning.leads_unavailable = None);
+    world.pass(Duration::from_secs(60)).await;
+    world.until_count(LeadState::Delivered, 2).await;
+    world.finish(running).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hold_is_known_to_other_workers_and_outlives_the_one_that_was_told() {
+    let world = World::new().await;
+    world.sandbox.faults().script([Fault::retry_after(429, 3600)]);
+    let first = world.start_named("first").await;
+    let id = world.publish("ann").await;
+    world.until_attempts(id, 1).await;
+    world
+        .until("the hold is in the ledger", async || {
+            world.number("select count(*) from destinations where held_until > now() + interval '50 minutes'").await
+                == 1
+        })
+        .await;
+    assert_eq!(first.stop().await, leadpost::worker::Stopped::Cleanly);
+    let second = world.start_named("second").await;
+    world.publish("bob").await;
+    world.until("the second worker holds back, too", async || second.health.report().flow.hold_s.is_some()).await;
+    assert_eq!(second.stop().await, leadpost::worker::Stopped::Cleanly);
+    assert_eq!(world.sandbox.journal().posts().len(), 1);
+    world.check_books().await;
 }

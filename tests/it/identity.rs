@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use lapin::options::{QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::{AMQPValue, FieldTable};
+use leadpost::broker::{Inbox, Want};
 use leadpost::lead::{LeadId, identify};
-use leadpost::ledger::{Fate, LeadState};
+use leadpost::ledger::{Arrival, Fate, LeadState};
 use leadpost::sandbox::{Duplicates, Fault};
 use leadpost::worker::Stopped;
 use uuid::Uuid;
@@ -519,4 +520,52 @@ async fn a_message_that_the_client_cannot_read_goes_to_the_delivery_limit_alone_
     }
     assert_eq!(world.sandbox.journal().counts().created, 2);
     world.finish(running).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_that_were_given_back_are_not_acknowledged_by_what_comes_after_them() {
+    let world = World::new().await;
+    for n in 0..20 {
+        world.publish(&format!("lead{n}")).await;
+    }
+    let mut inbox = Inbox::open(&world.settings.amqp, 20, "given-back").unwrap();
+    inbox.want(Want::Messages);
+    let mut refused = Vec::new();
+    while refused.len() < 10 {
+        let room = 10 - refused.len();
+        let mut more = Vec::new();
+        inbox.take(&mut more, room).await;
+        refused.extend(more);
+    }
+    // Wanted again before the supervisor can have looked.
+    inbox.give_back();
+    inbox.want(Want::Messages);
+    inbox.acknowledge(refused[9].receipt());
+    let mut taken = Vec::new();
+    while taken.len() < 20 {
+        let mut more = Vec::new();
+        inbox.take(&mut more, 20).await;
+        taken.extend(more);
+    }
+    assert!(taken.iter().all(|message| inbox.is_fresh(message)));
+    drop(taken);
+    inbox.close().await;
+    world.until("all of them are in the queue", async || world.broker.depth().await == 20).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redelivery_of_a_message_that_was_replaced_since_is_not_posted() {
+    let world = World::new().await;
+    world.sandbox.faults().script([Fault::status(422)]);
+    let running = world.start().await;
+    let id = world.publish("wrong").await;
+    world.until_state(id, LeadState::Rejected).await;
+    world.broker.publish(Message::new(id, &World::lead("mended"))).await;
+    world.until_state(id, LeadState::Delivered).await;
+    assert_eq!(running.stop().await, Stopped::Cleanly);
+    // The first message comes again: its acknowledgement was lost.
+    let old = Arrival { redelivered: true, ..scene::arrival(id, &World::lead("wrong")) };
+    let fates = scene::accept(&world.ledger, &[old], Uuid::new_v4()).await;
+    assert!(matches!(fates[..], [Fate::Repeated(same, LeadState::Delivered)] if same == id), "{fates:?}");
+    assert_eq!(world.tally().await, [(LeadState::Delivered, 1)]);
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use leadpost::config::OnUncertain;
 use leadpost::lead::{Code, LeadId, Violation};
-use leadpost::ledger::{Arrival, Fate, LeadState, Ledger, Requeue, Selection, Settlement};
+use leadpost::ledger::{Arrival, Fate, LeadState, Ledger, OnLock, Requeue, Selection, Settlement};
 use leadpost::sandbox::Fault;
 use leadpost::worker::Stopped;
 use tokio::task::JoinSet;
@@ -98,7 +98,7 @@ async fn a_lease_that_has_not_run_out_is_nobody_elses() {
     world.until_state(other, LeadState::Delivered).await;
     let lead = world.show(id).await;
     assert_eq!((lead.state, lead.leased_by.as_deref(), lead.attempts), (LeadState::Pending, Some("dead"), 0));
-    let none = world.ledger.claim(10, (Uuid::new_v4(), LEASE), Vec::new(), false).await.unwrap();
+    let none = world.ledger.claim(10, (Uuid::new_v4(), LEASE), Vec::new()).await.unwrap();
     assert!(none.is_empty(), "{none:?}");
     world.finish(running).await;
 }
@@ -114,19 +114,19 @@ async fn a_settlement_that_comes_after_the_lease_was_settled_for_it_changes_noth
     let before = fingerprint(&world).await;
     // First or repeated, it is late.
     for repeated in [false, true] {
-        let settled = dead.settle(Arc::new([late.clone()]), repeated).await.unwrap();
+        let settled = dead.settle(Arc::new([late.clone()]), repeated, OnLock::Wait).await.unwrap();
         assert_eq!(settled.late, [id], "repeated {repeated}");
         assert_eq!(fingerprint(&world).await, before);
     }
     // Nor does it help when the lead is another's by now, or has ended.
     world.pass(Duration::from_secs(60)).await;
-    let claimed = world.ledger.claim(1, (Uuid::new_v4(), LEASE), Vec::new(), false).await.unwrap();
+    let claimed = world.ledger.claim(1, (Uuid::new_v4(), LEASE), Vec::new()).await.unwrap();
     let before = fingerprint(&world).await;
-    assert_eq!(dead.settle(Arc::new([late.clone()]), false).await.unwrap().late, [id]);
+    assert_eq!(dead.settle(Arc::new([late.clone()]), false, OnLock::Wait).await.unwrap().late, [id]);
     assert_eq!(fingerprint(&world).await, before);
     let ours = settlement(&claimed[0].leased, LeadState::Rejected);
-    assert!(world.ledger.settle(Arc::new([ours]), false).await.unwrap().late.is_empty());
-    assert_eq!(dead.settle(Arc::new([late]), false).await.unwrap().late, [id]);
+    assert!(world.ledger.settle(Arc::new([ours]), false, OnLock::Wait).await.unwrap().late.is_empty());
+    assert_eq!(dead.settle(Arc::new([late]), false, OnLock::Wait).await.unwrap().late, [id]);
     assert_eq!(world.story(id).await, ["uncertain", "rejected 422"]);
     assert_eq!(world.tally().await, [(LeadState::Rejected, 1)]);
 }
@@ -136,7 +136,7 @@ async fn a_settlement_before_anybody_has_noticed_that_the_lease_ran_out_still_co
     let world = World::new().await;
     let (id, owner, settlement) = leased_by_the_dead(&world).await;
     world.pass(2 * LEASE).await;
-    assert!(owner.settle(Arc::new([settlement]), false).await.unwrap().late.is_empty());
+    assert!(owner.settle(Arc::new([settlement]), false, OnLock::Wait).await.unwrap().late.is_empty());
     assert_eq!(world.story(id).await, ["delivered 201"]);
     assert_eq!(world.tally().await, [(LeadState::Delivered, 1)]);
 }
@@ -149,7 +149,7 @@ async fn only_the_token_of_the_lease_settles_a_lead() {
     // The same worker with another token, and another worker with another token.
     for ledger in [&owner, &world.ledger] {
         let forged = Settlement { lease: Uuid::new_v4(), ..settlement.clone() };
-        assert_eq!(ledger.settle(Arc::new([forged]), false).await.unwrap().late, [id]);
+        assert_eq!(ledger.settle(Arc::new([forged]), false, OnLock::Wait).await.unwrap().late, [id]);
         assert_eq!(fingerprint(&world).await, before);
     }
     // In one batch with others, the rest is settled.
@@ -158,7 +158,7 @@ async fn only_the_token_of_the_lease_settles_a_lead() {
     let mut batch: Vec<Settlement> =
         leased(&fates).iter().map(|leased| scene::settlement(leased, LeadState::Delivered)).collect();
     batch.insert(1, Settlement { lease: Uuid::new_v4(), ..settlement });
-    assert_eq!(owner.settle(batch.into(), false).await.unwrap().late, [id]);
+    assert_eq!(owner.settle(batch.into(), false, OnLock::Wait).await.unwrap().late, [id]);
     assert_eq!(world.tally().await, [(LeadState::Pending, 1), (LeadState::Delivered, 3)]);
 }
 
@@ -170,9 +170,9 @@ async fn a_settlement_repeated_after_a_lost_answer_is_not_late() {
     let states = [LeadState::Delivered, LeadState::Rejected, LeadState::Pending, LeadState::Cancelled];
     let settlements: Arc<[Settlement]> =
         leased(&fates).iter().zip(states).map(|(leased, state)| settlement(leased, state)).collect();
-    assert!(world.ledger.settle(Arc::clone(&settlements), false).await.unwrap().late.is_empty());
+    assert!(world.ledger.settle(Arc::clone(&settlements), false, OnLock::Wait).await.unwrap().late.is_empty());
     let before = fingerprint(&world).await;
-    let late = world.ledger.settle(Arc::clone(&settlements), true).await.unwrap().late;
+    let late = world.ledger.settle(Arc::clone(&settlements), true, OnLock::Wait).await.unwrap().late;
     assert_eq!(fingerprint(&world).await, before);
     // What was settled with an attempt is recognized by it.
     assert!(!late.contains(&settlements[0].id) && !late.contains(&settlements[1].id), "{late:?}");
@@ -184,8 +184,8 @@ async fn a_hand_back_repeated_after_a_lost_answer_is_not_late_either() {
     let fates = accept(&world.ledger, &arrivals(1), Uuid::new_v4()).await;
     let settlements: Arc<[Settlement]> =
         leased(&fates).iter().map(|leased| settlement(leased, LeadState::Pending)).collect();
-    assert!(world.ledger.settle(Arc::clone(&settlements), false).await.unwrap().late.is_empty());
-    let late = world.ledger.settle(settlements, true).await.unwrap().late;
+    assert!(world.ledger.settle(Arc::clone(&settlements), false, OnLock::Wait).await.unwrap().late.is_empty());
+    let late = world.ledger.settle(settlements, true, OnLock::Wait).await.unwrap().late;
     assert!(late.is_empty(), "told as late, though nothing else happened to it: {late:?}");
 }
 
@@ -199,9 +199,9 @@ async fn an_accept_repeated_after_a_lost_answer_recognizes_its_leads_and_counts_
     let replayed = arrival(rejected, &World::lead("mended"));
     let twice = fresh[0].clone();
     let batch = scene::shared(vec![fresh[0].clone(), conflict, replayed, fresh[1].clone(), twice]);
-    let lease = Some((Uuid::new_v4(), LEASE));
-    let first = world.ledger.accept(Arc::clone(&batch), lease).await.unwrap();
-    let again = world.ledger.accept(Arc::clone(&batch), lease).await.unwrap();
+    let token = Uuid::new_v4();
+    let first = scene::accept(&world.ledger, &batch, token).await;
+    let again = scene::accept(&world.ledger, &batch, token).await;
     for fates in [&first, &again] {
         assert_eq!(fates.len(), 5);
         let [Fate::Leased(_), Fate::Leased(_), Fate::Leased(replayed), Fate::Leased(_), Fate::Repeated(id, _)] =
@@ -218,44 +218,70 @@ async fn an_accept_repeated_after_a_lost_answer_recognizes_its_leads_and_counts_
     // What they are handed out with is good for a settlement.
     let settlements: Arc<[Settlement]> =
         leased(&again).iter().map(|leased| settlement(leased, LeadState::Delivered)).collect();
-    assert!(world.ledger.settle(settlements, false).await.unwrap().late.is_empty());
+    assert!(world.ledger.settle(settlements, false, OnLock::Wait).await.unwrap().late.is_empty());
     assert_eq!(world.tally().await, [(LeadState::Delivered, 5)]);
     assert_eq!(world.story(rejected).await, ["rejected 422", "delivered 201"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_claim_repeated_after_a_lost_answer_brings_the_same_leads_and_no_others() {
+async fn leads_that_were_leased_without_an_answer_are_released_uncharged_and_no_others() {
     let world = World::new().await;
-    world.ledger.accept(arrivals(10).into(), None).await.unwrap();
-    let lease = (Uuid::new_v4(), LEASE);
-    let ids = |claimed: &[leadpost::ledger::Claimed]| {
-        claimed.iter().map(|claimed| claimed.leased.id).collect::<BTreeSet<LeadId>>()
-    };
-    let first = world.ledger.claim(4, lease, Vec::new(), false).await.unwrap();
-    world.pass(LEASE / 2).await;
-    let again = world.ledger.claim(4, lease, Vec::new(), true).await.unwrap();
-    assert_eq!(first.len(), 4);
-    assert_eq!(ids(&first), ids(&again));
-    assert!(world.due_in(again[0].leased.id).await > LEASE - Duration::from_secs(30), "the lease begins anew");
-    assert_eq!(world.ledger.status().await.unwrap().waiting.leased, 4);
-    // A claim that was never committed, repeated, is a claim.
-    let other = world.ledger.claim(100, (Uuid::new_v4(), LEASE), Vec::new(), true).await.unwrap();
-    assert_eq!(other.len(), 6);
-    assert!(ids(&other).is_disjoint(&ids(&first)));
+    world.ledger.accept(arrivals(10).into(), None, OnLock::Wait).await.unwrap();
+    let lost = Uuid::new_v4();
+    let claimed = world.ledger.claim(4, (lost, LEASE), Vec::new()).await.unwrap();
+    let others = world.ledger.claim(3, (Uuid::new_v4(), LEASE), Vec::new()).await.unwrap();
+    assert_eq!(world.ledger.release(vec![lost, Uuid::new_v4()], LEASE).await.unwrap(), 4);
+    assert_eq!(world.ledger.release(vec![lost], LEASE).await.unwrap(), 0, "once is enough");
+    let waiting = world.ledger.status().await.unwrap().waiting;
+    assert_eq!((waiting.leased, waiting.due), (3, 7));
+    for claimed in &claimed {
+        let lead = world.show(claimed.leased.id).await;
+        assert_eq!((lead.attempts, lead.charged, lead.leased_by), (0, 0, None));
+    }
+    // What was leased by others is theirs still, and a settlement under the lost token changes nothing.
+    let settle =
+        |leased| world.ledger.settle(Arc::new([settlement(leased, LeadState::Delivered)]), false, OnLock::Wait);
+    assert!(settle(&others[0].leased).await.unwrap().late.is_empty());
+    assert_eq!(settle(&claimed[0].leased).await.unwrap().late, [claimed[0].leased.id]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lead_that_somebody_has_locked_does_not_hold_up_the_settlement_or_the_acceptance_of_others() {
+    let mut world = World::new().await;
+    world.settings.postgres.lock_timeout_ms = 200;
+    world.sandbox.tune(|tuning| tuning.latency = Duration::from_millis(300));
+    let running = world.start().await;
+    let locked = world.publish("locked").await;
+    world.until_state(locked, LeadState::Pending).await;
+    let mut lock = world.database.pool.begin().await.unwrap();
+    sqlx::query("select 1 from leads where id = $1 for update").bind(locked.0).execute(&mut *lock).await.unwrap();
+    let free = [world.publish("ann").await, world.publish("bob").await];
+    // The same message again needs the locked row, too.
+    world.broker.publish(Message::new(locked, &World::lead("locked"))).await;
+    let late = world.publish("eve").await;
+    for id in free.into_iter().chain([late]) {
+        world.until_state(id, LeadState::Delivered).await;
+    }
+    assert_eq!(world.state(locked).await, Some(LeadState::Pending), "posted, and not settled while it is locked");
+    lock.rollback().await.unwrap();
+    let lead = world.until_state(locked, LeadState::Delivered).await;
+    world.until("the repeated message is counted", async || world.show(locked).await.received == 2).await;
+    assert_eq!((world.posts(locked), lead.attempts), (1, 1));
+    world.finish(running).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn claimers_share_no_lead_and_leave_none() {
     let world = World::new().await;
     let all = arrivals(500);
-    world.ledger.accept(all.clone().into(), None).await.unwrap();
+    world.ledger.accept(all.clone().into(), None, OnLock::Wait).await.unwrap();
     let mut claimers = JoinSet::new();
     for n in 0..6 {
         let ledger = world.handle(&format!("w{n}"));
         claimers.spawn(async move {
             let mut mine = Vec::new();
             loop {
-                let claimed = ledger.claim(17, (Uuid::new_v4(), LEASE), Vec::new(), false).await.unwrap();
+                let claimed = ledger.claim(17, (Uuid::new_v4(), LEASE), Vec::new()).await.unwrap();
                 if claimed.is_empty() {
                     ledger.close().await;
                     return mine;
@@ -275,7 +301,7 @@ async fn claimers_share_no_lead_and_leave_none() {
 async fn a_claim_takes_the_longest_due_first_and_none_that_it_is_to_avoid() {
     let world = World::new().await;
     let all = arrivals(5);
-    world.ledger.accept(all.clone().into(), None).await.unwrap();
+    world.ledger.accept(all.clone().into(), None, OnLock::Wait).await.unwrap();
     for (n, arrival) in all.iter().enumerate() {
         sqlx::query("update leads set next_attempt_at = now() - $2 * interval '1 minute' where id = $1")
             .bind(arrival.id.0)
@@ -284,10 +310,10 @@ async fn a_claim_takes_the_longest_due_first_and_none_that_it_is_to_avoid() {
             .await
             .unwrap();
     }
-    let claimed = world.ledger.claim(2, (Uuid::new_v4(), LEASE), vec![all[4].id], false).await.unwrap();
+    let claimed = world.ledger.claim(2, (Uuid::new_v4(), LEASE), vec![all[4].id]).await.unwrap();
     let ids: BTreeSet<LeadId> = claimed.iter().map(|claimed| claimed.leased.id).collect();
     assert_eq!(ids, BTreeSet::from([all[3].id, all[2].id]));
-    let rest = world.ledger.claim(9, (Uuid::new_v4(), LEASE), Vec::new(), false).await.unwrap();
+    let rest = world.ledger.claim(9, (Uuid::new_v4(), LEASE), Vec::new()).await.unwrap();
     let ids: BTreeSet<LeadId> = rest.iter().map(|claimed| claimed.leased.id).collect();
     assert_eq!(ids, BTreeSet::from([all[4].id, all[1].id]), "the first is due in a minute");
 }
@@ -474,16 +500,19 @@ async fn tallies_agree_with_the_leads_after_any_sequence_of_writes() {
                     .collect();
                 let n = batch.len();
                 let lease = random.bool().then(|| (Uuid::from_u128(random.u128(..)), LEASE));
-                assert_eq!(ledger.accept(batch.into(), lease).await.unwrap().len(), n, "step {step}");
+                assert_eq!(ledger.accept(batch.into(), lease, OnLock::Wait).await.unwrap().len(), n, "step {step}");
             }
             "settle" => {
                 let token = Uuid::from_u128(random.u128(..));
-                let claimed = ledger.claim(random.usize(1..12), (token, LEASE), Vec::new(), false).await.unwrap();
+                let claimed = ledger.claim(random.usize(1..12), (token, LEASE), Vec::new()).await.unwrap();
                 let settlements: Vec<Settlement> = claimed
                     .iter()
                     .map(|claimed| settlement(&claimed.leased, LeadState::ALL[random.usize(0..8)]))
                     .collect();
-                assert!(ledger.settle(settlements.into(), false).await.unwrap().late.is_empty(), "step {step}");
+                assert!(
+                    ledger.settle(settlements.into(), false, OnLock::Wait).await.unwrap().late.is_empty(),
+                    "step {step}"
+                );
             }
             "requeue" => {
                 let states = vec![LeadState::ALL[random.usize(1..8)]];
@@ -539,7 +568,7 @@ async fn overlapping_batches_in_any_order_are_all_accepted() {
         accepting.spawn(async move {
             for (n, batch) in batches.into_iter().enumerate() {
                 let lease = (n % 2 == 0).then(|| (Uuid::new_v4(), LEASE));
-                let fates = ledger.accept(batch.into(), lease).await.unwrap();
+                let fates = ledger.accept(batch.into(), lease, OnLock::Wait).await.unwrap();
                 assert_eq!(fates.len(), 60);
             }
             ledger.close().await;

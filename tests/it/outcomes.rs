@@ -204,6 +204,7 @@ async fn retry_after_in_seconds_or_as_a_date_holds_the_whole_destination_back_an
         assert_eq!(world.sandbox.journal().counts().posts, 1, "posted although asked not to");
 
         running.stop().await;
+        world.pass(Duration::from_secs(601)).await;
         let running = world.start().await;
         world.until_all_delivered(&[first, second]).await;
         assert_eq!(world.story(first).await, ["retry 503", "delivered 201"]);
@@ -429,18 +430,18 @@ async fn a_lead_is_exhausted_after_its_last_attempt_and_says_why() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lead_that_has_become_too_old_is_given_up_without_another_post() {
+async fn a_lead_that_has_become_too_old_while_it_waited_is_posted_once_more_and_then_given_up() {
     let mut world = World::new().await;
     world.settings.retry.max_age_ms = 3600 * 1000;
     let (world, running) = started(world).await;
-    let leads = publish_with(&world, statuses(&[503]), None).await;
-    let id = leads[0].1;
+    world.sandbox.faults().script([Fault::status(503), Fault::status(503)]);
+    let id = world.publish("ann").await;
     world.until_attempts(id, 1).await;
     world.pass(Duration::from_secs(3600)).await;
     let lead = world.until_state(id, LeadState::Exhausted).await;
-    assert_eq!(lead.code.as_deref(), Some("max_age"));
+    assert_eq!(lead.code.as_deref(), Some("http_503"));
     assert!(lead.reason.unwrap().contains("max_age"));
-    assert_eq!((lead.attempts, world.posts(id)), (1, 1));
+    assert_eq!((lead.attempts, world.posts(id)), (2, 2), "what it waited for may have been the system's fault");
     world.finish(running).await;
 }
 

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use lapin::options::{BasicGetOptions, BasicNackOptions};
 use leadpost::config::Settings;
 use leadpost::lead::{Code, LeadId, Violation};
-use leadpost::ledger::{Arrival, Attempt, End, Fate, LeadState, Leased, Ledger, Next, Settlement};
+use leadpost::ledger::{Arrival, Attempt, End, Fate, LeadState, Leased, Ledger, Next, OnLock, Settlement};
 use leadpost::lifecycle::Shutdown;
 use leadpost::worker::Worker;
 use tokio::time::Instant;
@@ -88,7 +88,8 @@ pub fn leased(fates: &[Fate]) -> Vec<Leased> {
 
 /// Accepts these and leases them under this token.
 pub async fn accept(ledger: &Ledger, arrivals: &[Arrival], token: Uuid) -> Vec<Fate> {
-    ledger.accept(arrivals.into(), Some((token, LEASE))).await.unwrap()
+    let fates = ledger.accept(arrivals.into(), Some((token, LEASE)), OnLock::Wait).await.unwrap();
+    fates.into_iter().map(|fate| fate.expect("nothing is locked")).collect()
 }
 
 /// Puts a lead with this body into this state, by the ledger's own means; a pending one is due in an hour.
@@ -96,7 +97,7 @@ pub async fn put(ledger: &Ledger, id: LeadId, body: &str, state: LeadState) {
     let fates = accept(ledger, &[arrival(id, body)], Uuid::new_v4()).await;
     let settlements: Vec<Settlement> = leased(&fates).iter().map(|leased| settlement(leased, state)).collect();
     assert_eq!(settlements.len(), 1, "{fates:?}");
-    let settled = ledger.settle(settlements.into(), false).await.unwrap();
+    let settled = ledger.settle(settlements.into(), false, OnLock::Wait).await.unwrap();
     assert!(settled.late.is_empty());
 }
 
