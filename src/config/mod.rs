@@ -17,6 +17,7 @@ mod env;
 mod keys;
 mod lists;
 pub mod preset;
+mod ranges;
 mod response;
 mod secret;
 mod source;
@@ -26,7 +27,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-pub use check::check;
+pub use check::{check, need_amqp_url, need_postgres_url};
 pub use destination::{Auth, Destination, OnUncertain, Request, fill_in};
 pub use keys::known_keys;
 pub use response::ResponseRules;
