@@ -29,10 +29,9 @@ pub(super) fn layer(env: &BTreeMap<String, String>) -> Result<Config, ConfigErro
             let example = variable(&example_of(&key));
             problems.push(format!("{name} names a section, not a setting; a setting of it is {example}"));
         }
-        let checked = builder.clone().set_override(&key, value.as_str());
-        match checked {
-            Ok(with) => builder = with,
-            Err(_) => problems.push(format!("{name} is no setting; write {PREFIX}SECTION__KEY")),
+        match one(&key, value) {
+            Some(one) => builder = builder.add_source(one),
+            None => problems.push(format!("{name} is no setting; write {PREFIX}SECTION__KEY")),
         }
     }
     for name in env.iter().filter(|(_, value)| !value.is_empty()).map(|(name, _)| name) {
@@ -47,6 +46,11 @@ pub(super) fn layer(env: &BTreeMap<String, String>) -> Result<Config, ConfigErro
         return Err(ConfigError(problems));
     }
     builder.build().map_err(|_| ConfigError::one("the environment cannot be read"))
+}
+
+/// One setting as a layer of its own, so that layers of many are put together in their order: a builder's overrides have none.
+pub(super) fn one(key: &str, value: &str) -> Option<Config> {
+    Config::builder().set_override(key, value).ok()?.build().ok()
 }
 
 /// The variable that sets this key, if one does.
@@ -93,5 +97,13 @@ mod tests {
         let names = ["LEADPOST__AMQP", "LEADPOST_FLOW__BATCH", "DATABASE_URL", "LEADPOST__AMQP__URL", "LEADPOST__X"];
         let layer = read(&names.map(|name| (name, ""))).expect("nothing");
         assert!(layer.cache.into_table().expect("a table").is_empty());
+    }
+
+    #[test]
+    fn variables_that_exclude_each_other_come_to_the_same_every_time() {
+        for _ in 0..50 {
+            let layer = read(&[("LEADPOST__AMQP__QUEUE__X", "1"), ("LEADPOST__AMQP__QUEUE", "mine")]).expect("a layer");
+            assert_eq!(layer.get_string("amqp.queue.x").expect("the later one"), "1");
+        }
     }
 }

@@ -118,9 +118,10 @@ impl Source {
                     variable(key)
                 )));
             }
-            builder = builder
-                .set_override(key, value.as_str())
-                .map_err(|_| ConfigError::one(format!("--set {key}: a key is written section.name")))?;
+            let one = env::one(key, value);
+            builder = builder.add_source(
+                one.ok_or_else(|| ConfigError::one(format!("--set {key}: a key is written section.name")))?,
+            );
         }
         builder.build().map_err(|error| ConfigError::one(describe(&error)))
     }
