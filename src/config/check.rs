@@ -2,17 +2,49 @@
 
 use url::Url;
 
-use super::{Settings, fill_in};
+use super::ranges::out_of_range;
+use super::{ConfigError, Settings, fill_in};
 
 /// The time between the end of a post and its settlement, and for clocks to disagree, that a lease must leave.
 pub const LEASE_MARGIN_MS: u64 = 15_000;
+
+/// The slowest rate that is one: a post in 1000 seconds.
+const MIN_RATE_PER_S: f64 = 0.001;
+
+/// Headers of a post that are not the user's: leadpost or HTTP itself sets them.
+const OWN_HEADERS: [&str; 6] =
+    ["authorization", "idempotency-key", "host", "content-length", "transfer-encoding", "connection"];
+
+/// Checks that RabbitMQ's URL is set.
+///
+/// # Errors
+/// That it is not, with what to set.
+pub fn need_amqp_url(settings: &Settings) -> Result<(), ConfigError> {
+    need(settings.amqp.url.is_set(), "amqp.url is not set: set AMQP_URL, LEADPOST__AMQP__URL or amqp.url_file")
+}
+
+/// Checks that the ledger's URL is set.
+///
+/// # Errors
+/// That it is not, with what to set.
+pub fn need_postgres_url(settings: &Settings) -> Result<(), ConfigError> {
+    let problem = "postgres.url is not set: set DATABASE_URL, LEADPOST__POSTGRES__URL or postgres.url_file";
+    need(settings.postgres.url.is_set(), problem)
+}
+
+fn need(holds: bool, problem: &str) -> Result<(), ConfigError> {
+    if holds { Ok(()) } else { Err(ConfigError::one(problem)) }
+}
 
 /// Checks everything that a worker needs.
 ///
 /// # Errors
 /// All problems at once, each naming the keys and what to change.
 pub fn check(settings: &Settings) -> Result<(), Vec<String>> {
-    let mut problems = Vec::new();
+    let mut problems = out_of_range(settings);
+    for missing in [need_amqp_url(settings), need_postgres_url(settings)] {
+        problems.extend(missing.err().into_iter().flat_map(|error| error.0));
+    }
     let mut require = |holds: bool, problem: String| {
         if !holds {
             problems.push(problem);
@@ -20,11 +52,6 @@ pub fn check(settings: &Settings) -> Result<(), Vec<String>> {
     };
 
     let Settings { amqp, postgres, destination, retry, flow, shutdown, .. } = settings;
-    require(amqp.url.is_set(), "amqp.url is not set: set AMQP_URL, LEADPOST__AMQP__URL or amqp.url_file".to_owned());
-    require(
-        postgres.url.is_set(),
-        "postgres.url is not set: set DATABASE_URL, LEADPOST__POSTGRES__URL or postgres.url_file".to_owned(),
-    );
     for (key, secret, schemes) in
         [("amqp.url", &amqp.url, &["amqp", "amqps"][..]), ("postgres.url", &postgres.url, &["postgres", "postgresql"])]
     {
@@ -37,15 +64,6 @@ pub fn check(settings: &Settings) -> Result<(), Vec<String>> {
     }
     require(!amqp.queue.is_empty(), "amqp.queue is empty: name the queue to consume".to_owned());
     require(
-        (2..=600).contains(&amqp.heartbeat_s),
-        format!("amqp.heartbeat_s is {}; use 5 to 20 (below 2, healthy brokers look dead)", amqp.heartbeat_s),
-    );
-    require(amqp.timeout_ms >= 100, format!("amqp.timeout_ms is {}; use at least 100", amqp.timeout_ms));
-
-    require(flow.concurrency >= 1, "flow.concurrency is 0: nothing would ever be posted; use at least 1".to_owned());
-    require(flow.concurrency <= 20_000, format!("flow.concurrency is {}; use at most 20000", flow.concurrency));
-    require((1..=5_000).contains(&flow.batch), format!("flow.batch is {}; use 1 to 5000", flow.batch));
-    require(
         usize::from(settings.prefetch()) >= flow.concurrency,
         format!(
             "amqp.prefetch ({}) is below flow.concurrency ({}): slots would idle; set amqp.prefetch to 0 or at least {}",
@@ -55,31 +73,21 @@ pub fn check(settings: &Settings) -> Result<(), Vec<String>> {
         ),
     );
     require(
-        flow.rate_per_s >= 0.0 && flow.rate_per_s.is_finite(),
-        format!("flow.rate_per_s is {}; use 0 (no limit) or more", flow.rate_per_s),
-    );
-    require(
-        (0.0..=1.0).contains(&flow.retry_share) && flow.retry_share > 0.0 && flow.retry_share < 1.0,
-        format!("flow.retry_share is {}; use a share between 0 and 1, such as 0.25", flow.retry_share),
-    );
-    require(flow.poll_ms >= 10, format!("flow.poll_ms is {}; use at least 10", flow.poll_ms));
-    require(flow.open_after >= 1, "flow.open_after is 0; use at least 1".to_owned());
-    require(
-        flow.probe_initial_ms >= 1 && flow.probe_initial_ms <= flow.probe_max_ms,
-        format!(
-            "flow.probe_initial_ms ({}) must be at least 1 and not above flow.probe_max_ms ({})",
-            flow.probe_initial_ms, flow.probe_max_ms
-        ),
+        flow.probe_initial_ms <= flow.probe_max_ms,
+        format!("flow.probe_initial_ms ({}) is above flow.probe_max_ms ({})", flow.probe_initial_ms, flow.probe_max_ms),
     );
 
-    // A lead waits for its slot behind at most one other post, is posted, perhaps once more with a new token, and settled.
-    let request = &destination.request;
-    let longest = request.timeout_ms + LEASE_MARGIN_MS;
+    // Under its lease a lead may wait for its slot behind one other post and then for a token, before it is posted and settled.
+    // A second post after a 401, or a longer wait, must fit in as well: the worker looks before each post, and hands the lead
+    // back if it does not.
+    let (request, auth) = (&destination.request, &destination.auth);
+    let longest = request.timeout_ms.saturating_mul(2).saturating_add(auth.timeout_ms).saturating_add(LEASE_MARGIN_MS);
     require(
         flow.lease_ms > longest,
         format!(
-            "flow.lease_ms ({}) must be longer than destination.request.timeout_ms + {LEASE_MARGIN_MS} ({longest}): a lead could be posted \
-             again while its post still runs; raise flow.lease_ms or lower the timeout",
+            "flow.lease_ms ({}) must be longer than twice destination.request.timeout_ms + destination.auth.timeout_ms + \
+             {LEASE_MARGIN_MS} ({longest}): a lead could be posted again while its post still runs; raise flow.lease_ms or \
+             lower the timeouts",
             flow.lease_ms
         ),
     );
@@ -98,12 +106,6 @@ pub fn check(settings: &Settings) -> Result<(), Vec<String>> {
             shutdown.grace_ms, request.timeout_ms
         ),
     );
-    require(request.max_answer_bytes >= 1024, "destination.request.max_answer_bytes is below 1024".to_owned());
-    require(postgres.connections >= 4, format!("postgres.connections is {}; the worker needs 4", postgres.connections));
-    require(
-        postgres.statement_timeout_ms >= 100 && postgres.lock_timeout_ms >= 100 && postgres.connect_timeout_ms >= 100,
-        "postgres.statement_timeout_ms, lock_timeout_ms and connect_timeout_ms must each be at least 100".to_owned(),
-    );
     require(
         postgres.lock_timeout_ms <= postgres.statement_timeout_ms,
         "postgres.lock_timeout_ms is above postgres.statement_timeout_ms, which would strike first; lower it"
@@ -111,19 +113,13 @@ pub fn check(settings: &Settings) -> Result<(), Vec<String>> {
     );
 
     require(
-        retry.max_attempts >= 1,
-        "retry.max_attempts is 0: no lead would ever be posted; use at least 1".to_owned(),
-    );
-    require(retry.initial_ms >= 1, "retry.initial_ms is 0; use at least 1".to_owned());
-    require(
         retry.initial_ms <= retry.max_ms,
         format!("retry.initial_ms ({}) is above retry.max_ms ({})", retry.initial_ms, retry.max_ms),
     );
     require(
-        (1.0..=100.0).contains(&retry.multiplier),
-        format!("retry.multiplier is {}; use 1 to 100", retry.multiplier),
+        flow.rate_per_s == 0.0 || flow.rate_per_s >= MIN_RATE_PER_S,
+        format!("flow.rate_per_s is {}; use 0 (no limit), or {MIN_RATE_PER_S} and more", flow.rate_per_s),
     );
-    require((0.0..=1.0).contains(&retry.jitter), format!("retry.jitter is {}; use 0 to 1", retry.jitter));
     require(
         retry.max_age_ms == 0 || retry.max_age_ms > retry.initial_ms,
         format!("retry.max_age_ms ({}) leaves no time for a retry after retry.initial_ms", retry.max_age_ms),
@@ -154,16 +150,22 @@ fn check_destination(settings: &Settings) -> Vec<String> {
         match fill_in(template, &destination.variables) {
             Err(missing) => problems.push(missing_variable(key, &missing)),
             Ok(url) => match Url::parse(&url) {
-                Ok(url) if url.scheme() == "https" => {}
-                Ok(url) if url.scheme() == "http" => {}
+                Ok(url) if has_credentials(&url) => problems.push(format!(
+                    "{key} holds a user or a password, which do not belong into a URL: it may be shown; take them out"
+                )),
+                Ok(url) if ["https", "http"].contains(&url.scheme()) => {}
                 _ => problems.push(format!("{key} is not a URL that begins with https://")),
             },
         }
     }
     for (name, template) in &destination.request.headers {
         let key = format!("destination.request.headers.{name}");
-        if http::HeaderName::try_from(name.as_str()).is_err() {
-            problems.push(format!("{key}: this is not a header name"));
+        match http::HeaderName::try_from(name.as_str()) {
+            Err(_) => problems.push(format!("{key}: this is not a header name")),
+            Ok(header) if OWN_HEADERS.contains(&header.as_str()) => {
+                problems.push(format!("{key}: leadpost sets this header itself; take it out"));
+            }
+            Ok(_) => {}
         }
         match fill_in(template, &destination.variables) {
             Err(missing) => problems.push(missing_variable(&key, &missing)),
@@ -197,12 +199,23 @@ fn check_destination(settings: &Settings) -> Vec<String> {
             ));
         }
     }
-    match destination.request.proxy.as_str() {
-        "none" | "env" => {}
-        url if Url::parse(url).is_ok_and(|url| url.has_host()) => {}
-        _ => problems.push("destination.request.proxy must be \"none\", \"env\" or a proxy's URL".to_owned()),
+    let proxy = destination.request.proxy.as_str();
+    if !["none", "env"].contains(&proxy) {
+        match Url::parse(proxy) {
+            Ok(url) if has_credentials(&url) => problems.push(
+                "destination.request.proxy holds a user or a password, which do not belong into a URL: it may be shown; set \
+                 destination.request.proxy to \"env\" and the proxy's URL as HTTPS_PROXY"
+                    .to_owned(),
+            ),
+            Ok(url) if url.has_host() => {}
+            _ => problems.push("destination.request.proxy must be \"none\", \"env\" or a proxy's URL".to_owned()),
+        }
     }
     problems
+}
+
+fn has_credentials(url: &Url) -> bool {
+    !url.username().is_empty() || url.password().is_some()
 }
 
 fn missing_variable(key: &str, missing: &str) -> String {
@@ -255,8 +268,10 @@ mod tests {
     #[test]
     fn contradictions_name_both_keys() {
         type Change = fn(&mut Settings);
-        let cases: [(Change, [&str; 2]); 6] = [
-            (|s| s.flow.lease_ms = 40_000, ["flow.lease_ms", "destination.request.timeout_ms"]),
+        let cases: [(Change, [&str; 2]); 8] = [
+            (|s| s.flow.lease_ms = 85_000, ["flow.lease_ms", "destination.request.timeout_ms"]),
+            (|s| s.destination.auth.timeout_ms = 45_000, ["flow.lease_ms", "destination.auth.timeout_ms"]),
+            (|s| s.destination.request.timeout_ms = u64::MAX, ["flow.lease_ms", "destination.request.timeout_ms is"]),
             (|s| s.amqp.prefetch = 10, ["amqp.prefetch", "flow.concurrency"]),
             (|s| s.destination.request.connect_timeout_ms = 30_000, ["connect_timeout_ms", "request.timeout_ms"]),
             (|s| s.shutdown.grace_ms = 1_000, ["shutdown.grace_ms", "request.timeout_ms"]),
@@ -291,5 +306,62 @@ mod tests {
         let settings = source.read().expect("readable");
         let text = check(&settings).expect_err("incomplete").join("\n");
         assert!(text.contains("LEADPOST__DESTINATION__VARIABLES__USER_IDENTIFIER"), "{text}");
+    }
+
+    #[test]
+    fn the_shortest_lease_that_fits_is_sound() {
+        let mut settings = sound();
+        settings.flow.lease_ms = 85_001;
+        check(&settings).expect("sound");
+    }
+
+    #[test]
+    fn the_largest_numbers_are_refused_and_nothing_overflows() {
+        let text = problems(|settings| {
+            settings.flow.lease_ms = u64::MAX;
+            settings.flow.concurrency = usize::MAX;
+            settings.destination.request.timeout_ms = u64::MAX;
+            settings.destination.auth.timeout_ms = u64::MAX;
+            settings.lead.max_message_bytes = 0;
+        });
+        for key in ["flow.lease_ms", "flow.concurrency", "request.timeout_ms", "auth.timeout_ms", "max_message_bytes"] {
+            assert!(text.contains(&format!("{key} is ")), "{key} in {text}");
+        }
+    }
+
+    #[test]
+    fn a_rate_near_nothing_is_refused() {
+        assert!(problems(|settings| settings.flow.rate_per_s = 1e-9).contains("flow.rate_per_s"));
+    }
+
+    #[test]
+    fn credentials_in_a_url_that_may_be_shown_are_refused() {
+        type Change = fn(&mut Settings);
+        let cases: [(Change, &str); 4] = [
+            (|s| s.destination.request.url = "https://me:hunter2@h/leads".to_owned(), "destination.request.url"),
+            (|s| s.destination.request.url = "https://hunter2@h/leads".to_owned(), "destination.request.url"),
+            (|s| s.destination.auth.token_url = "https://me:hunter2@h/t".to_owned(), "destination.auth.token_url"),
+            (|s| s.destination.request.proxy = "http://me:hunter2@h:3128".to_owned(), "destination.request.proxy"),
+        ];
+        for (change, key) in cases {
+            let text = problems(change);
+            assert!(text.contains(key) && text.contains("belong into a URL") && !text.contains("hunter2"), "{text}");
+        }
+    }
+
+    #[test]
+    fn headers_that_leadpost_sets_itself_are_refused() {
+        let with = |name: &str| {
+            let mut settings = sound();
+            settings.destination.request.headers.insert(name.to_owned(), "x".to_owned());
+            check(&settings)
+        };
+        for name in ["Authorization", "idempotency-key", "Host", "content-length", "Transfer-Encoding", "connection"] {
+            let text = with(name).expect_err("ours").join("\n");
+            assert!(text.contains(&format!("destination.request.headers.{name}: leadpost sets")), "{text}");
+        }
+        for name in ["accept", "Content-Type", "x-trace"] {
+            with(name).expect("the user's own");
+        }
     }
 }

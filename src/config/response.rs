@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::StatusSet;
+use super::{StatusSet, lists};
 
 /// How the answers of a destination are read. Sets are asked in the order of the fields; the first that holds the status
 /// decides.
@@ -24,6 +24,7 @@ pub struct ResponseRules {
     /// It may have been processed.
     pub uncertain: StatusSet,
     /// A rejection whose reason contains one of these texts, in any case, is a duplicate.
+    #[serde(deserialize_with = "lists::texts")]
     pub duplicate_texts: Vec<String>,
     /// Where a success tells the lead's id: a JSON Pointer (RFC 6901).
     pub remote_id: String,
@@ -34,6 +35,7 @@ pub struct ResponseRules {
     /// Where a success tells when the API will act.
     pub next_schedule_time: String,
     /// States in which a success does not mean that the lead is being worked.
+    #[serde(deserialize_with = "lists::texts")]
     pub warn_states: Vec<String>,
 }
 

@@ -1,9 +1,15 @@
-//! A value that cannot be printed.
+//! A value that cannot be printed, and where such values come from.
 
 use std::fmt;
 
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use url::Url;
+
+use super::{ConfigError, Settings};
+
+/// The keys that hold a secret, each of which has a sister with `_file` at its end.
+pub(super) const SECRETS: [&str; 3] = ["amqp.url", "postgres.url", "destination.auth.client_secret"];
 
 /// A secret setting, or the absence of one. `Debug` and `Serialize` show only whether it is set.
 #[derive(Clone, Default)]
@@ -47,4 +53,47 @@ impl<'de> Deserialize<'de> for Secret {
         let value = Option::<String>::deserialize(deserializer)?.filter(|value| !value.is_empty());
         Ok(Self(value.map(SecretString::from)))
     }
+}
+
+/// Whether a value of one of the [`SECRETS`] must not stand in `leadpost.toml`: a client's secret always, a URL with a password.
+pub(super) fn belongs_into_no_file(key: &str, value: config::Value) -> bool {
+    // What is no text is refused as well, before anyone tries to read and to print it.
+    value.into_string().map_or(true, |text| {
+        !text.is_empty() && (!key.ends_with(".url") || Url::parse(&text).map_or(true, |url| has_password(&url)))
+    })
+}
+
+fn has_password(url: &Url) -> bool {
+    url.password().is_some() || url.query_pairs().any(|(name, _)| name.to_ascii_lowercase().contains("password"))
+}
+
+/// Reads the files that `…_file` keys name. `given_by` names the environment variable that sets a key, if one does.
+///
+/// # Errors
+/// One problem for each secret that is set twice, and for each file that cannot be read.
+pub(super) fn resolve(settings: &mut Settings, given_by: impl Fn(&str) -> Option<String>) -> Result<(), ConfigError> {
+    let auth = &mut settings.destination.auth;
+    let named = |key: &str| given_by(key).map_or_else(|| key.to_owned(), |variable| format!("{key} ({variable})"));
+    let mut problems = Vec::new();
+    for (key, secret, file) in [
+        (SECRETS[0], &mut settings.amqp.url, &settings.amqp.url_file),
+        (SECRETS[1], &mut settings.postgres.url, &settings.postgres.url_file),
+        (SECRETS[2], &mut auth.client_secret, &auth.client_secret_file),
+    ] {
+        let Some(path) = file.as_deref().filter(|path| !path.as_os_str().is_empty()) else { continue };
+        if secret.is_set() {
+            let (value, file) = (named(key), named(&format!("{key}_file")));
+            problems.push(format!("{value} and {file} are both set; unset one of them"));
+            continue;
+        }
+        match std::fs::read_to_string(path) {
+            // Editors and `echo` end a file with a line break that is not part of the secret.
+            Ok(content) if !content.trim_end_matches(['\r', '\n']).is_empty() => {
+                *secret = Secret::new(content.trim_end_matches(['\r', '\n']));
+            }
+            Ok(_) => problems.push(format!("{key}_file names {}, which is empty", path.display())),
+            Err(error) => problems.push(format!("{key}_file names {}, which cannot be read: {error}", path.display())),
+        }
+    }
+    if problems.is_empty() { Ok(()) } else { Err(ConfigError(problems)) }
 }

@@ -1,21 +1,16 @@
 //! Reads the layers and puts them on top of each other.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use config::{Config, Environment, File, FileFormat, Map, Value, ValueKind};
-use serde_json::Value as Json;
+use config::{Config, File, FileFormat};
 
-use super::{Secret, Settings, preset};
+use super::keys::{reject_unknown, variable};
+use super::secret::{SECRETS, belongs_into_no_file, resolve};
+use super::{Settings, env, preset};
 
 /// The file that is read when none is named; it may be absent.
 const DEFAULT_FILE: &str = "leadpost.toml";
-
-/// Keys whose subkeys the user chooses.
-const OPEN_TABLES: [&str; 2] = ["destination.variables", "destination.request.headers"];
-
-/// The keys that hold a secret, each of which has a sister with `_file` at its end.
-const SECRETS: [&str; 3] = ["amqp.url", "postgres.url", "destination.auth.client_secret"];
 
 /// Everything that is wrong with a configuration, each with what to change.
 #[derive(Debug, thiserror::Error)]
@@ -23,7 +18,7 @@ const SECRETS: [&str; 3] = ["amqp.url", "postgres.url", "destination.auth.client
 pub struct ConfigError(pub Vec<String>);
 
 impl ConfigError {
-    fn one(problem: impl Into<String>) -> Self {
+    pub(super) fn one(problem: impl Into<String>) -> Self {
         Self(vec![problem.into()])
     }
 }
@@ -34,7 +29,7 @@ pub struct Source {
     /// The file that was named. `None`: `leadpost.toml`, if there is one.
     pub file: Option<PathBuf>,
     /// The environment.
-    pub env: HashMap<String, String>,
+    pub env: BTreeMap<String, String>,
     /// `section.key=value` from flags.
     pub flags: Vec<(String, String)>,
 }
@@ -62,10 +57,10 @@ impl Source {
     /// As [`Source::load`], without the rules across settings.
     pub fn read(&self) -> Result<Settings, ConfigError> {
         let file = self.file_layer()?;
-        let env = self.env_layer();
+        let env = env::layer(&self.env)?;
         let flags = self.flag_layer()?;
+        reject_unknown(&[&file, &env, &flags])?;
         let own = merge(&[&file, &env, &flags])?;
-        reject_unknown(&own)?;
 
         let name = string_at(&own, "destination.preset").unwrap_or_else(|| Settings::default().destination.preset);
         let preset = preset::find(&name).ok_or_else(|| {
@@ -78,8 +73,8 @@ impl Source {
             .map_err(|error| ConfigError::one(format!("preset {name} cannot be read: {error}")))?;
 
         let whole = merge(&[&preset, &file, &env, &flags])?;
-        let mut settings: Settings = whole.try_deserialize().map_err(|error| ConfigError::one(error.to_string()))?;
-        resolve_secrets(&mut settings)?;
+        let mut settings: Settings = whole.try_deserialize().map_err(|error| ConfigError::one(describe(&error)))?;
+        resolve(&mut settings, |key| env::name(&self.env, key))?;
         Ok(settings)
     }
 
@@ -94,43 +89,24 @@ impl Source {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound && !required => String::new(),
             Err(error) => return Err(problem(&error)),
         };
+        // Parsed here first: the text that `config` makes of an error shows the line, and with it a secret.
+        if let Err(error) = toml::from_str::<toml::Table>(&content) {
+            let (line, column) = place(&content, error.span().map_or(0, |span| span.start));
+            return Err(problem(&format!("line {line}, column {column}: {}", error.message())));
+        }
         let layer = Config::builder()
             .add_source(File::from_str(&content, FileFormat::Toml))
             .build()
-            .map_err(|error| problem(&error))?;
+            .map_err(|_| problem(&"this is not TOML"))?;
         let exposed: Vec<String> = SECRETS
             .iter()
-            .filter(|key| string_at(&layer, key).is_some_and(|value| is_secret(&value)))
+            .filter(|key| layer.get::<config::Value>(key).is_ok_and(|value| belongs_into_no_file(key, value)))
             .map(|key| {
                 let variable = variable(key);
                 format!("{key} is a secret and does not belong into {}: set {variable}, or {key}_file", path.display())
             })
             .collect();
         if exposed.is_empty() { Ok(layer) } else { Err(ConfigError(exposed)) }
-    }
-
-    fn env_layer(&self) -> Config {
-        let mut known: HashMap<String, String> = HashMap::new();
-        for (name, key) in [("DATABASE_URL", "postgres.url"), ("AMQP_URL", "amqp.url")] {
-            let file_variable = format!("{}_FILE", variable(key));
-            if let Some(value) = self.env.get(name)
-                && !self.env.contains_key(&file_variable)
-            {
-                known.insert(variable(key), value.clone());
-            }
-        }
-        for (name, value) in &self.env {
-            // An empty variable is one that a compose file passed on without a value.
-            if name.starts_with("LEADPOST__") && !value.is_empty() {
-                known.insert(name.clone(), value.clone());
-            }
-        }
-        let layer = Environment::with_prefix("LEADPOST")
-            .prefix_separator("__")
-            .separator("__")
-            .source(Some(known.into_iter().collect::<Map<_, _>>()));
-        // Strings from a map cannot fail to be read.
-        Config::builder().add_source(layer).build().unwrap_or_default()
     }
 
     fn flag_layer(&self) -> Result<Config, ConfigError> {
@@ -142,11 +118,12 @@ impl Source {
                     variable(key)
                 )));
             }
-            builder = builder
-                .set_override(key, value.as_str())
-                .map_err(|error| ConfigError::one(format!("--set {key}: {error}")))?;
+            let one = env::one(key, value);
+            builder = builder.add_source(
+                one.ok_or_else(|| ConfigError::one(format!("--set {key}: a key is written section.name")))?,
+            );
         }
-        builder.build().map_err(|error| ConfigError::one(error.to_string()))
+        builder.build().map_err(|error| ConfigError::one(describe(&error)))
     }
 }
 
@@ -154,120 +131,57 @@ fn utf8((name, value): (std::ffi::OsString, std::ffi::OsString)) -> Option<(Stri
     Some((name.into_string().ok()?, value.into_string().ok()?))
 }
 
-/// The environment variable of a key.
-fn variable(key: &str) -> String {
-    format!("LEADPOST__{}", key.to_uppercase().replace('.', "__"))
-}
-
-/// A client secret always is one; a URL only with a password in it.
-fn is_secret(value: &str) -> bool {
-    !value.is_empty() && url::Url::parse(value).map_or(true, |url| url.password().is_some())
-}
-
 fn merge(layers: &[&Config]) -> Result<Config, ConfigError> {
     let mut builder = Config::builder();
     for layer in layers {
         builder = builder.add_source((*layer).clone());
     }
-    builder.build().map_err(|error| ConfigError::one(error.to_string()))
+    builder.build().map_err(|error| ConfigError::one(describe(&error)))
+}
+
+/// What is wrong, without the value: it may be a secret that stands in the wrong place.
+fn describe(error: &config::ConfigError) -> String {
+    use config::ConfigError as E;
+    match error {
+        E::Type { unexpected, expected, key, .. } => {
+            let found = unexpected.to_string();
+            let kind = kind_of(&found);
+            format!("{}: this {kind} cannot be read as {expected}", key.as_deref().unwrap_or("a setting"))
+        }
+        E::At { error, key, .. } => match (&**error, key) {
+            (E::Type { key: Some(_), .. }, _) | (_, None) => describe(error),
+            (E::Type { unexpected: _, .. }, Some(key)) => describe(error).replacen("a setting", key, 1),
+            (_, Some(key)) => format!("{key}: {}", describe(error)),
+        },
+        // As serde words it: `invalid type: string "…", expected a map`.
+        E::Message(text) => match (text.strip_prefix("invalid "), text.rsplit_once(", expected ")) {
+            (Some(found), Some((_, expected))) => format!("invalid {}, expected {expected}", kind_of(found)),
+            _ => text.clone(),
+        },
+        E::NotFound(key) => format!("{key} is missing"),
+        _ => "it cannot be read".to_owned(),
+    }
+}
+
+/// The words before a value, such as those of `string "hunter2"`.
+fn kind_of(found: &str) -> &str {
+    found.split(['"', '`', ',']).next().unwrap_or_default().trim_end()
+}
+
+/// The line and the column of a byte, both from 1.
+fn place(content: &str, at: usize) -> (usize, usize) {
+    let before = content.get(..at).unwrap_or(content);
+    let line = before.rsplit('\n').next().unwrap_or_default();
+    (before.matches('\n').count() + 1, line.chars().count() + 1)
 }
 
 fn string_at(layer: &Config, key: &str) -> Option<String> {
     layer.get_string(key).ok()
 }
 
-/// All keys there are, as `section.key`.
-pub fn known_keys() -> Vec<String> {
-    let defaults = serde_json::to_value(Settings::default()).unwrap_or_default();
-    let mut keys = Vec::new();
-    collect_json(&defaults, "", &mut keys);
-    keys
-}
-
-fn collect_json(value: &Json, path: &str, keys: &mut Vec<String>) {
-    match value {
-        Json::Object(members) if !OPEN_TABLES.contains(&path) => {
-            for (name, member) in members {
-                let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
-                collect_json(member, &path, keys);
-            }
-        }
-        _ => keys.push(path.to_owned()),
-    }
-}
-
-/// Finds keys that nobody knows, in all layers at once, and names the nearest that is known.
-fn reject_unknown(own: &Config) -> Result<(), ConfigError> {
-    let known = known_keys();
-    let mut given = Vec::new();
-    collect_given(&own.cache, "", &mut given);
-    let problems: Vec<String> = given
-        .into_iter()
-        .filter(|key| !known.contains(key))
-        .map(|key| match nearest(&key, &known) {
-            Some(nearest) => format!("there is no setting {key}; did you mean {nearest}?"),
-            None => format!("there is no setting {key}; leadpost.example.toml names them all"),
-        })
-        .collect();
-    if problems.is_empty() { Ok(()) } else { Err(ConfigError(problems)) }
-}
-
-fn collect_given(value: &Value, path: &str, given: &mut Vec<String>) {
-    match &value.kind {
-        ValueKind::Table(members) if !OPEN_TABLES.contains(&path) => {
-            for (name, member) in members.iter().collect::<BTreeMap<_, _>>() {
-                let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
-                collect_given(member, &path, given);
-            }
-        }
-        _ if path.is_empty() => {}
-        _ => given.push(path.to_owned()),
-    }
-}
-
-fn nearest<'a>(key: &str, known: &'a [String]) -> Option<&'a str> {
-    let last = |key: &str| key.rsplit('.').next().unwrap_or_default().to_owned();
-    known
-        .iter()
-        .map(|candidate| {
-            // A right name in the wrong section is a near miss too.
-            let whole = strsim::normalized_damerau_levenshtein(key, candidate);
-            let name = strsim::normalized_damerau_levenshtein(&last(key), &last(candidate));
-            (whole.max(name * 0.9), candidate.as_str())
-        })
-        .filter(|(similarity, _)| *similarity > 0.6)
-        .max_by(|left, right| left.0.total_cmp(&right.0))
-        .map(|(_, candidate)| candidate)
-}
-
-/// Reads the files that `…_file` keys name.
-fn resolve_secrets(settings: &mut Settings) -> Result<(), ConfigError> {
-    let auth = &mut settings.destination.auth;
-    let mut problems = Vec::new();
-    for (key, secret, file) in [
-        ("amqp.url", &mut settings.amqp.url, &settings.amqp.url_file),
-        ("postgres.url", &mut settings.postgres.url, &settings.postgres.url_file),
-        ("destination.auth.client_secret", &mut auth.client_secret, &auth.client_secret_file),
-    ] {
-        let Some(path) = file.as_deref().filter(|path| !path.as_os_str().is_empty()) else { continue };
-        if secret.is_set() {
-            problems.push(format!("{key} and {key}_file are both set; unset one of them"));
-            continue;
-        }
-        match std::fs::read_to_string(path) {
-            // Editors and `echo` end a file with a line break that is not part of the secret.
-            Ok(content) if !content.trim_end_matches(['\r', '\n']).is_empty() => {
-                *secret = Secret::new(content.trim_end_matches(['\r', '\n']));
-            }
-            Ok(_) => problems.push(format!("{key}_file names {}, which is empty", path.display())),
-            Err(error) => problems.push(format!("{key}_file names {}, which cannot be read: {error}", path.display())),
-        }
-    }
-    if problems.is_empty() { Ok(()) } else { Err(ConfigError(problems)) }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::known_keys;
     use super::*;
 
     fn source(env: &[(&str, &str)], flags: &[(&str, &str)]) -> Source {
@@ -350,7 +264,9 @@ mod tests {
         let both = source(&[(variable, path), ("LEADPOST__DESTINATION__AUTH__CLIENT_SECRET", "x")], &[]);
         assert!(problem(&both).contains("both set"));
         let database = source(&[("LEADPOST__POSTGRES__URL_FILE", path), ("LEADPOST__POSTGRES__URL", "x")], &[]);
-        assert!(problem(&database).contains("postgres.url and postgres.url_file are both set"));
+        let text = problem(&database);
+        assert!(text.contains("postgres.url (LEADPOST__POSTGRES__URL) and postgres.url_file"), "{text}");
+        assert!(text.contains("are both set"), "{text}");
         assert!(problem(&source(&[(variable, "/nowhere/at/all")], &[])).contains("cannot be read"));
     }
 
@@ -371,6 +287,93 @@ mod tests {
         let settings = source(&env, &[]).read().expect("readable");
         assert!(!format!("{settings:?}").contains("hunter2"));
         assert!(!serde_json::to_string(&settings).expect("JSON").contains("hunter2"));
+    }
+
+    #[test]
+    fn a_secret_in_a_file_is_refused_however_it_looks() {
+        for (section, line) in [
+            ("destination.auth", "client_secret = 'https://hunter2.example'"),
+            ("destination.auth", "client_secret = ['hunter2']"),
+            ("postgres", "url = 'postgres://host/db?password=hunter2'"),
+            ("amqp", "url = 'hunter2'"),
+            ("amqp", "url = ['amqp://me:hunter2@host']"),
+        ] {
+            let (_folder, file) = with_file(&format!("[{section}]\n{line}"), &[]);
+            let text = problem(&file);
+            assert!(text.contains("is a secret and does not belong into") && !text.contains("hunter2"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_parsed_names_the_place_and_shows_nothing_of_it() {
+        for (content, place) in [
+            ("[destination.auth]\nclient_secret = hunter2", "line 2, column 17: "),
+            ("[destination.auth]\nclient_secret = \"hunter2", "line 2, column "),
+            ("[amqp]\nurl = 'amqp://me:hunter2@h' x", "line 2, column "),
+            ("[amqp]\nurl = 'amqp://me:hunter2@h'\nurl = 'hunter2'", "line 3, column 1: "),
+        ] {
+            let (_folder, file) = with_file(content, &[]);
+            let text = problem(&file);
+            assert!(text.contains(place) && text.contains("leadpost.toml") && !text.contains("hunter2"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_value_of_the_wrong_type_is_named_and_not_shown() {
+        for (content, key) in [
+            ("[destination.auth]\ntimeout_ms = 'hunter2'", "destination.auth.timeout_ms"),
+            ("[destination]\nvariables = 'hunter2'", "destination.variables"),
+            ("[destination]\nvariables = { x = ['hunter2'] }", "destination.variables.x"),
+            ("[destination]\nauth = 'hunter2'", "destination.auth"),
+            ("[amqp]\nprefetch = 65537", "amqp.prefetch"),
+            ("[flow]\nbatch = -1", "flow.batch"),
+        ] {
+            let (_folder, file) = with_file(content, &[]);
+            let text = problem(&file);
+            assert!(text.contains(key) && !text.contains("hunter2"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_url_and_its_file_from_two_places_are_refused_and_both_are_named() {
+        let ours = source(&[("DATABASE_URL", "postgres://h/d"), ("LEADPOST__POSTGRES__URL_FILE", "/x")], &[]);
+        let text = problem(&ours);
+        assert!(text.contains("DATABASE_URL") && text.contains("LEADPOST__POSTGRES__URL_FILE"), "{text}");
+        let (_folder, file) = with_file("[amqp]\nurl_file = '/x'", &[("AMQP_URL", "amqp://h")]);
+        let text = problem(&file);
+        assert!(text.contains("AMQP_URL") && text.contains("amqp.url_file"), "{text}");
+    }
+
+    #[test]
+    fn empty_variables_erase_and_hide_nothing() {
+        let (_folder, file) = with_file(
+            "[postgres]\nurl = 'postgres://h/d'",
+            &[("DATABASE_URL", ""), ("AMQP_URL", "amqp://h"), ("LEADPOST__AMQP__URL_FILE", "")],
+        );
+        let settings = file.read().expect("readable");
+        assert_eq!((settings.postgres.url.expose(), settings.amqp.url.expose()), ("postgres://h/d", "amqp://h"));
+    }
+
+    #[test]
+    fn every_key_can_be_given_by_environment() {
+        let settings = |source: &Source| serde_json::to_value(source.read().expect("readable")).expect("JSON");
+        let text = |value: &serde_json::Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        let defaults = settings(&source(&[], &[]));
+        let mut given = 0;
+        for key in known_keys() {
+            let value = match defaults.pointer(&format!("/{}", key.replace('.', "/"))).expect("a default") {
+                serde_json::Value::Array(items) => items.iter().map(text).collect::<Vec<_>>().join(","),
+                serde_json::Value::Null | serde_json::Value::Object(_) => continue,
+                value => text(value),
+            };
+            if !value.is_empty() {
+                given += 1;
+                assert_eq!(settings(&source(&[(&variable(&key), &value)], &[])), defaults, "{key}={value}");
+            }
+        }
+        assert!(given > 45, "{given}");
+        let lists = source(&[("LEADPOST__DESTINATION__MANDATORY", "name, email")], &[]).read().expect("readable");
+        assert_eq!(lists.destination.mandatory, ["name", "email"]);
     }
 
     #[test]
