@@ -11,8 +11,8 @@ use crate::{admin, telemetry};
 
 /// Run the worker until it is told to stop
 ///
-/// SIGTERM or Ctrl-C: takes nothing new, finishes what is under way, settles it, and exits with 0. A second signal stops at
-/// once, with exit code 3; leads whose posts were cut off count as perhaps posted.
+/// SIGTERM or Ctrl-C: takes nothing new, finishes what is under way, settles it, and exits with 0. A second signal, or
+/// the end of shutdown.grace_ms, stops it at once with exit code 3; leads whose posts were cut off count as perhaps posted.
 ///
 /// Example: AMQP_URL=amqp://… DATABASE_URL=postgres://… leadpost run --queue leads
 #[derive(Debug, clap::Args)]

@@ -24,6 +24,9 @@ pub(super) enum TopologyCommand {
     },
 }
 
+/// What RabbitMQ answers to a declaration that differs from what is there.
+const OTHER_FORM: &str = "PRECONDITION_FAILED";
+
 pub(super) async fn run(command: TopologyCommand, source: &Source) -> anyhow::Result<Exit> {
     let settings = source.read()?;
     let topology = Topology::of(&settings);
@@ -31,12 +34,8 @@ pub(super) async fn run(command: TopologyCommand, source: &Source) -> anyhow::Re
         TopologyCommand::Declare => {
             need_broker(&settings)?;
             match topology.declare(&settings.amqp).await {
-                Err(BrokerError::Failed { doing, text }) if text.contains("PRECONDITION_FAILED") => {
-                    say(&format!(
-                        "RabbitMQ did not {doing}: it is there in another form, and was left as it is: {text}\n\
-                         hint: the worker consumes any kind of queue, so nothing need be done; for the recommended one \
-                         take another name (amqp.queue, topology.dead_letter), or empty and delete what is there first"
-                    ));
+                Err(BrokerError::Failed { doing, text }) if text.contains(OTHER_FORM) => {
+                    say(&in_another_form(doing, &text));
                     return Ok(Exit::No);
                 }
                 declared => declared?,
@@ -51,4 +50,32 @@ pub(super) async fn run(command: TopologyCommand, source: &Source) -> anyhow::Re
         ))?,
     }
     Ok(Exit::Done)
+}
+
+/// What is in the way, and whether that matters.
+fn in_another_form(doing: &str, text: &str) -> String {
+    let doing = doing.split(" (").next().unwrap_or(doing);
+    let difference = text.rsplit(OTHER_FORM).next().unwrap_or(text).trim_start_matches([' ', '-']);
+    let hint = if doing.contains("dead-letter") {
+        "the queue itself was not looked at; set topology.dead_letter to another name, or delete what is there first"
+    } else {
+        "the worker consumes any kind of queue, so nothing need be done; for the recommended one set amqp.queue to another \
+         name, or empty and delete what is there first"
+    };
+    format!("RabbitMQ did not {doing}: it is there in another form, and was left as it is ({difference})\nhint: {hint}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_there_in_another_form_is_said_with_what_follows_from_it() {
+        let text = "protocol error: PRECONDITION-FAILED: PRECONDITION_FAILED - inequivalent arg 'x-queue-type'";
+        let said = in_another_form("declare the queue (is there one of that name in another form?)", text);
+        assert!(said.starts_with("RabbitMQ did not declare the queue: it is there in another form"), "{said}");
+        assert!(said.contains("(inequivalent arg 'x-queue-type')") && said.contains("any kind of queue"), "{said}");
+        let said = in_another_form("declare the dead-letter queue", text);
+        assert!(said.contains("topology.dead_letter") && !said.contains("any kind of queue"), "{said}");
+    }
 }

@@ -697,6 +697,7 @@ async fn a_line_that_is_too_long_is_skipped_and_named() {
     let leads = format!("{lead}\n{{\"name\":\"{}\"}}\n{lead}\n", "x".repeat(1 << 20));
     let done = run(&["publish", "-", "--dry-run"], Vec::new(), leads.as_bytes()).await;
     assert_eq!(done.code, Some(1), "{done:?}");
+    assert!(done.stderr.contains("bytes and was skipped"), "{done:?}");
     assert!(done.stderr.contains("line 2: [too_large]") && done.stderr.contains("3 read, 2 valid"), "{done:?}");
 }
 

@@ -68,11 +68,10 @@ pub(super) fn read(
 }
 
 /// The bytes up to the first that is neither white space nor part of a byte order mark.
-fn start_of(input: &mut impl BufRead) -> io::Result<Vec<u8>> {
+fn start_of(input: impl BufRead) -> io::Result<Vec<u8>> {
     let mut start = Vec::new();
-    while start.len() < MAX_BLANK_START {
-        let Some(byte) = input.fill_buf()?.first().copied() else { break };
-        input.consume(1);
+    for byte in input.bytes().take(MAX_BLANK_START) {
+        let byte = byte?;
         start.push(byte);
         let in_mark = "\u{feff}".as_bytes().starts_with(&start);
         if !byte.is_ascii_whitespace() && !in_mark {
