@@ -26,7 +26,9 @@ pub fn init(log: &Log) -> Result<(), String> {
             filter = filter.add_directive(directive.parse().map_err(|error| format!("{directive}: {error}"))?);
         }
     }
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // It would tell stderr that stderr cannot be written to, and panic at that.
+    let builder =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).log_internal_errors(false);
     let started = match log.format {
         LogFormat::Text => builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).try_init(),
         LogFormat::Json => builder.json().flatten_event(true).with_current_span(false).with_span_list(false).try_init(),

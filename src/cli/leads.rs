@@ -1,6 +1,6 @@
 //! `leadpost leads`: single leads.
 
-use super::{Exit, Output, ledger, print, print_json, say};
+use super::{Exit, Output, ledger, print, print_bytes, print_json, say};
 use crate::config::Source;
 use crate::lead::LeadId;
 use crate::ledger::{LeadRecord, LeadState};
@@ -10,14 +10,14 @@ use crate::ledger::{LeadRecord, LeadState};
 pub(super) enum LeadsCommand {
     /// Show what happened to a lead, attempt by attempt, and what comes next
     ///
-    /// The body is personal data and is only shown with --body.
+    /// The body is personal data and is only shown with --body. Exit code 1 if the ledger has no such lead.
     ///
     /// Example: DATABASE_URL=postgres://… leadpost leads show 3f8a1c1e-5b3f-4a36-9d53-0b7c6f0f2a10
     Show {
         /// The lead's id
         #[arg(value_name = "ID")]
         id: LeadId,
-        /// Print the message body as it came, and nothing else
+        /// Print the message body as it came, byte for byte, and nothing else
         #[arg(long)]
         body: bool,
         /// How to print it
@@ -33,7 +33,7 @@ pub(super) async fn run(command: LeadsCommand, source: &Source) -> anyhow::Resul
     if body {
         return match ledger.body(id).await? {
             Some(body) => {
-                print(&String::from_utf8_lossy(&body));
+                print_bytes(&body)?;
                 Ok(Exit::Done)
             }
             None => unknown(id),
@@ -42,7 +42,7 @@ pub(super) async fn run(command: LeadsCommand, source: &Source) -> anyhow::Resul
     let Some(lead) = ledger.show(id).await? else { return unknown(id) };
     match output {
         Output::Json => print_json(&lead)?,
-        Output::Text => show(&lead),
+        Output::Text => show(&lead)?,
     }
     Ok(Exit::Done)
 }
@@ -52,14 +52,14 @@ fn unknown(id: LeadId) -> anyhow::Result<Exit> {
     Ok(Exit::No)
 }
 
-fn show(lead: &LeadRecord) {
-    print(&format!("lead {}   {}", lead.id, lead.state));
-    print(&format!("  {}", sentence(lead)));
+fn show(lead: &LeadRecord) -> anyhow::Result<()> {
+    print(&format!("lead {}   {}", lead.id, lead.state))?;
+    print(&format!("  {}", sentence(lead)))?;
     for violation in &lead.violations {
-        print(&format!("  - {} [{}] {}", violation.field, violation.code, violation.message));
+        print(&format!("  - {} [{}] {}", violation.field, violation.code, violation.message))?;
     }
     if let Some(warning) = &lead.warning {
-        print(&format!("  warning: {warning}"));
+        print(&format!("  warning: {warning}"))?;
     }
     let mut facts = vec![
         ("destination", lead.destination.clone()),
@@ -83,7 +83,7 @@ fn show(lead: &LeadRecord) {
         }
     }
     for (name, value) in facts {
-        print(&format!("  {name:<12} {value}"));
+        print(&format!("  {name:<12} {value}"))?;
     }
     for attempt in &lead.history {
         let status = attempt.http_status.map(|status| format!(" {status}")).unwrap_or_default();
@@ -94,9 +94,9 @@ fn show(lead: &LeadRecord) {
             moment(attempt.started_at),
             attempt.outcome,
             attempt.duration_ms
-        ));
+        ))?;
         if let Some(reason) = &attempt.reason {
-            print(&format!("     {reason}"));
+            print(&format!("     {reason}"))?;
         }
     }
     for replay in &lead.replayed {
@@ -107,8 +107,9 @@ fn show(lead: &LeadRecord) {
             replay.from_state,
             replay.replayed_by,
             replay.kind
-        ));
+        ))?;
     }
+    Ok(())
 }
 
 /// Why it is where it is, and what comes next.

@@ -8,6 +8,7 @@
 mod healthcheck;
 mod leads;
 mod migrate;
+mod output;
 mod publish;
 mod requeue;
 mod run;
@@ -19,13 +20,15 @@ mod verify;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::parser::ValueSource;
+use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 use crate::broker::{BrokerError, PublishError};
-use crate::config::{ConfigError, Settings, Source};
+use crate::config::{ConfigError, Settings, Source, need_postgres_url};
 use crate::ledger::{Ledger, LedgerError};
 use crate::lifecycle::Shutdown;
 use crate::worker::StartError;
+use output::{Output, OutputError, ago, print, print_bytes, print_json, say};
 
 /// How a command ended, as its exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,9 +37,11 @@ pub enum Exit {
     Done,
     /// 1: done, and the answer is no; or a part could not be done.
     No,
-    /// 3: stopped before everything was settled.
+    /// 2: wrong usage.
+    Usage,
+    /// 3: stopped before everything was settled, or published.
     InAHurry,
-    /// 69: RabbitMQ, Postgres or the admin port cannot be reached.
+    /// 69: RabbitMQ, Postgres or a worker's admin port cannot be reached.
     Unreachable,
     /// 70: a bug.
     Broken,
@@ -49,6 +54,7 @@ impl Exit {
         match self {
             Exit::Done => 0,
             Exit::No => 1,
+            Exit::Usage => 2,
             Exit::InAHurry => 3,
             Exit::Unreachable => 69,
             Exit::Broken => 70,
@@ -59,7 +65,7 @@ impl Exit {
 
 /// Post leads from RabbitMQ to a lead API, and keep a ledger in Postgres of what became of each
 ///
-/// Exit codes: 0 done; 1 the answer is no, or a part could not be done; 2 wrong usage; 3 stopped in a hurry; 69 a
+/// Exit codes: 0 done; 1 the answer is no, or a part could not be done; 2 wrong usage; 3 stopped before the end; 69 a
 /// neighbour cannot be reached; 70 a bug; 78 the configuration cannot be used.
 #[derive(Debug, Parser)]
 #[command(name = "leadpost", version, max_term_width = 100)]
@@ -99,15 +105,6 @@ enum Command {
     Healthcheck(healthcheck::HealthcheckArgs),
 }
 
-/// How results are printed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Output {
-    /// For people
-    Text,
-    /// For scripts
-    Json,
-}
-
 fn key_value(text: &str) -> Result<(String, String), String> {
     let (key, value) = text.split_once('=').ok_or("write it as section.key=value")?;
     Ok((key.trim().to_owned(), value.to_owned()))
@@ -115,7 +112,15 @@ fn key_value(text: &str) -> Result<(String, String), String> {
 
 /// Runs the program.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let matches = Cli::command().get_matches();
+    let cli = match Cli::from_arg_matches(&matches) {
+        Ok(cli) => cli,
+        Err(error) => error.exit(),
+    };
+    if let Err(problem) = cli.check(&matches) {
+        say(&format!("error: {problem}"));
+        return ExitCode::from(Exit::Usage.code());
+    }
     // All TLS goes through one provider. Only a second call could fail.
     drop(rustls::crypto::ring::default_provider().install_default());
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
@@ -130,6 +135,8 @@ pub fn main() -> ExitCode {
     runtime.shutdown_background();
     match result {
         Ok(exit) => ExitCode::from(exit.code()),
+        // Whoever reads has read enough.
+        Err(error) if error.downcast_ref::<OutputError>().is_some_and(OutputError::is_broken_pipe) => ExitCode::SUCCESS,
         Err(error) => {
             say(&format!("error: {}", crate::reason::chain(error.as_ref())));
             ExitCode::from(exit_of(&error).code())
@@ -138,6 +145,24 @@ pub fn main() -> ExitCode {
 }
 
 impl Cli {
+    /// What the command line as a whole may not say.
+    fn check(&self, matches: &ArgMatches) -> Result<(), String> {
+        match &self.command {
+            Command::Sandbox(_) => {
+                // The variable may be there for the worker.
+                let has_file = matches.value_source("config") == Some(ValueSource::CommandLine);
+                if has_file || !self.config.set.is_empty() {
+                    return Err("the sandbox has no configuration but its own options: leave out --config and --set; \
+                                leadpost sandbox --help names the options"
+                        .to_owned());
+                }
+                Ok(())
+            }
+            Command::Requeue(args) => args.check(),
+            _ => Ok(()),
+        }
+    }
+
     async fn run(self) -> anyhow::Result<Exit> {
         let source = Source::of_process(self.config.config, self.config.set);
         match self.command {
@@ -154,7 +179,7 @@ impl Cli {
                 sandbox::run(args, shutdown.drain.cancelled_owned()).await?;
                 Ok(Exit::Done)
             }
-            Command::Healthcheck(args) => healthcheck::run(&args).await,
+            Command::Healthcheck(args) => healthcheck::run(args, &source).await,
         }
     }
 }
@@ -194,62 +219,12 @@ fn exit_of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<Exit> {
 /// # Errors
 /// That none is configured, or its URL cannot be used.
 fn ledger(settings: &Settings, command: &str) -> anyhow::Result<Ledger> {
-    if !settings.postgres.url.is_set() {
-        let problem = "postgres.url is not set: set DATABASE_URL, LEADPOST__POSTGRES__URL or postgres.url_file";
-        return Err(ConfigError(vec![problem.to_owned()]).into());
-    }
+    need_postgres_url(settings)?;
     Ok(Ledger::new(settings, command)?)
-}
-
-/// Checks that a broker is configured.
-///
-/// # Errors
-/// That none is.
-fn need_broker(settings: &Settings) -> anyhow::Result<()> {
-    if settings.amqp.url.is_set() {
-        return Ok(());
-    }
-    let problem = "amqp.url is not set: set AMQP_URL, LEADPOST__AMQP__URL or amqp.url_file";
-    Err(ConfigError(vec![problem.to_owned()]).into())
-}
-
-/// Talk, to stderr.
-#[expect(clippy::print_stderr, reason = "the one place where commands talk")]
-fn say(text: &str) {
-    eprintln!("{text}");
-}
-
-/// Data, to stdout. A reader that went away ends the program quietly.
-fn print(text: &str) {
-    use std::io::Write as _;
-    let mut stdout = std::io::stdout().lock();
-    if stdout.write_all(text.as_bytes()).and_then(|()| stdout.write_all(b"\n")).and_then(|()| stdout.flush()).is_err() {
-        tracing::debug!("stdout is closed");
-    }
-}
-
-/// Data as JSON, to stdout.
-fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
-    print(&serde_json::to_string_pretty(value)?);
-    Ok(())
-}
-
-/// Seconds as people say them.
-fn ago(seconds: f64) -> String {
-    let seconds = seconds.max(0.0);
-    match seconds {
-        s if s < 1.0 => format!("{:.0} ms", s * 1000.0),
-        s if s < 120.0 => format!("{s:.0} s"),
-        s if s < 7200.0 => format!("{:.0} min", s / 60.0),
-        s if s < 172_800.0 => format!("{:.1} h", s / 3600.0),
-        s => format!("{:.1} days", s / 86_400.0),
-    }
 }
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
 
     #[test]
@@ -269,11 +244,5 @@ mod tests {
             }
         }
         check(&Cli::command());
-    }
-
-    #[test]
-    fn durations_are_said_as_people_say_them() {
-        let said = [0.25, 5.0, 300.0, 9000.0, 500_000.0].map(ago);
-        assert_eq!(said, ["250 ms", "5 s", "5 min", "2.5 h", "5.8 days"]);
     }
 }

@@ -5,18 +5,23 @@ use std::time::Duration;
 use super::{Exit, Output, ledger, print_json, say};
 use crate::config::Source;
 use crate::lead::LeadId;
-use crate::ledger::{LeadState, Requeue, Selection};
+use crate::ledger::{LeadState, Requeue, Requeued, Selection};
 
 /// Send leads that have ended on their way again, with a fresh budget of attempts
 ///
-/// Their bodies are decoded, mapped and validated again, so a mended configuration is enough to save them. Leads that the API took,
-/// or has, are left alone without --include-delivered. One transaction: all or nothing; repeated, it finds none.
+/// Their bodies are decoded and validated again, so a mended configuration is enough to save them. Leads that the API took,
+/// or has, are left alone without --include-delivered. One transaction: all or nothing; repeated, it finds none. Exit code
+/// 1 if a lead that was named is not there, or was left alone.
 ///
 /// Example: leadpost requeue --state exhausted --since 2h --reason 'API was down'
 #[derive(Debug, clap::Args)]
+#[command(
+    group = clap::ArgGroup::new("which").args(["ids", "state"]),
+    override_usage = "leadpost requeue [OPTIONS] <ID>...\n       leadpost requeue [OPTIONS] --state <STATE> [--since <TIME>]",
+)]
 pub(super) struct RequeueArgs {
     /// Leads to send again
-    #[arg(value_name = "ID", required_unless_present = "state", conflicts_with_all = ["state", "since"])]
+    #[arg(value_name = "ID", conflicts_with = "since")]
     ids: Vec<LeadId>,
 
     /// All leads in this state; may be given several times
@@ -48,9 +53,37 @@ pub(super) struct RequeueArgs {
     output: Output,
 }
 
+/// What a requeue came to, for scripts.
+#[derive(serde::Serialize)]
+struct Report<'a> {
+    dry_run: bool,
+    #[serde(flatten)]
+    requeued: &'a Requeued,
+}
+
+impl RequeueArgs {
+    /// What the arguments may not say together.
+    pub(super) fn check(&self) -> Result<(), String> {
+        // Said here: as a required group it would say the same of --since alone, which goes with only one of the two.
+        if self.ids.is_empty() && self.state.is_empty() {
+            return Err(
+                "which leads? Name them by <ID>, or by --state <STATE>; leadpost requeue --help says more".to_owned()
+            );
+        }
+        let taken = [LeadState::Delivered, LeadState::Duplicate];
+        match self.state.iter().find(|state| taken.contains(state)) {
+            Some(state) if !self.include_delivered => Err(format!(
+                "--state {state} needs --include-delivered: the API has these leads, and they would be posted once more"
+            )),
+            _ => Ok(()),
+        }
+    }
+}
+
 pub(super) async fn run(args: RequeueArgs, source: &Source) -> anyhow::Result<Exit> {
     let ledger = ledger(&source.read()?, "requeue")?;
     ledger.check_schema().await?;
+    let dry_run = args.dry_run;
     let selection = if args.ids.is_empty() {
         Selection::States(args.state, args.since.map(|since| since.as_secs_f64()))
     } else {
@@ -64,14 +97,13 @@ pub(super) async fn run(args: RequeueArgs, source: &Source) -> anyhow::Result<Ex
             rate_per_s: args.rate,
             by: user.unwrap_or_else(|| "unknown".to_owned()),
             reason: args.reason,
-            dry_run: args.dry_run,
+            dry_run,
         })
         .await?;
     if args.output == Output::Json {
-        print_json(&requeued)?;
+        print_json(&Report { dry_run, requeued: &requeued })?;
     } else {
-        let would = if args.dry_run { "would be sent" } else { "are sent" };
-        say(&format!("{} leads {would} on their way again", requeued.requeued));
+        say(&sentence(requeued.requeued, dry_run));
         for (ids, why) in [
             (&requeued.unknown, "is not in the ledger of this destination"),
             (&requeued.pending, "is pending anyway"),
@@ -84,6 +116,15 @@ pub(super) async fn run(args: RequeueArgs, source: &Source) -> anyhow::Result<Ex
     }
     let all = requeued.unknown.is_empty() && requeued.delivered.is_empty();
     Ok(if all { Exit::Done } else { Exit::No })
+}
+
+fn sentence(leads: u64, dry_run: bool) -> String {
+    match (leads, dry_run) {
+        (1, false) => "1 lead is sent on its way again".to_owned(),
+        (1, true) => "1 lead would be sent on its way again".to_owned(),
+        (n, false) => format!("{n} leads are sent on their way again"),
+        (n, true) => format!("{n} leads would be sent on their way again"),
+    }
 }
 
 fn ended_state(text: &str) -> Result<LeadState, String> {

@@ -4,15 +4,15 @@ use anyhow::Context as _;
 use tokio_util::sync::CancellationToken;
 
 use super::Exit;
-use crate::config::Source;
+use crate::config::{ConfigError, Source};
 use crate::lifecycle::Shutdown;
 use crate::worker::{Stopped, Worker};
 use crate::{admin, telemetry};
 
 /// Run the worker until it is told to stop
 ///
-/// SIGTERM or Ctrl-C: takes nothing new, finishes what is under way, settles it, and exits with 0. A second signal stops at
-/// once; leads whose posts were cut off count as perhaps posted.
+/// SIGTERM or Ctrl-C: takes nothing new, finishes what is under way, settles it, and exits with 0. A second signal, or
+/// the end of shutdown.grace_ms, stops it at once with exit code 3; leads whose posts were cut off count as perhaps posted.
 ///
 /// Example: AMQP_URL=amqp://… DATABASE_URL=postgres://… leadpost run --queue leads
 #[derive(Debug, clap::Args)]
@@ -39,7 +39,7 @@ pub(super) async fn run(args: RunArgs, source: &Source) -> anyhow::Result<Exit> 
     ];
     source.flags.extend(flags.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))));
     let settings = source.load()?;
-    telemetry::init(&settings.log).map_err(|problem| crate::config::ConfigError(vec![problem]))?;
+    telemetry::init(&settings.log).map_err(|problem| ConfigError(vec![problem]))?;
     let shutdown = Shutdown::on_signals().context("cannot listen to signals")?;
 
     let name = worker_name();
@@ -50,9 +50,11 @@ pub(super) async fn run(args: RunArgs, source: &Source) -> anyhow::Result<Exit> 
     // The admin port first: while Postgres is waited for, it says so.
     let admin_stop = CancellationToken::new();
     if let Some(listen) = listen {
-        let address = admin::serve(listen, worker.health(), worker.metrics(), admin_stop.clone())
-            .await
-            .with_context(|| format!("cannot listen on admin.listen = {listen}"))?;
+        let address =
+            admin::serve(listen, worker.health(), worker.metrics(), admin_stop.clone()).await.map_err(|error| {
+                let hint = "set admin.listen (--admin) to an address of this machine that is free, or to \"\" for none";
+                ConfigError(vec![format!("cannot listen on admin.listen = {listen}: {error}; {hint}")])
+            })?;
         tracing::info!(%address, "admin port");
     }
     let stopped = match worker.prepare(migrate, &shutdown).await? {

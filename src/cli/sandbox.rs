@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use anyhow::Context;
 
+use super::say;
 use crate::sandbox::{FaultPlan, Profile, Sandbox, SandboxSettings, Tuning};
 
 /// Run a stand-in for the lead API, with faults on demand
 ///
-/// One port serves the API, its token endpoint, and control routes under /_sandbox. Nothing is stored: what has
-/// arrived is gone when it stops.
+/// One port serves the API, its token endpoint, and control routes, which GET /_sandbox/ lists. Nothing is stored: what
+/// has arrived is gone when it stops. It has no configuration but these options.
 ///
 /// Example: leadpost sandbox --listen 127.0.0.1:8080 --latency-ms 100
 #[derive(Clone, Debug, clap::Args)]
@@ -81,17 +82,16 @@ pub struct SandboxArgs {
 ///
 /// # Errors
 /// When the file of faults cannot be used or the address cannot be listened on.
-#[expect(clippy::print_stderr, reason = "the addresses are for the person who started it")]
 pub async fn run(args: SandboxArgs, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
     let settings = settings(&args)?;
     let sandbox = Sandbox::start(settings).with_context(|| format!("could not listen on {}", args.listen))?;
-    eprintln!(
+    say(&format!(
         "sandbox: tokens from {}, leads to {}, control at {}",
         sandbox.token_url(),
         sandbox.leads_url(),
         sandbox.url("/_sandbox/")
-    );
-    eprintln!("sandbox: ready");
+    ));
+    say("sandbox: ready");
     stop.await;
     sandbox.stop().await;
     Ok(())

@@ -1,11 +1,13 @@
 //! `leadpost status`: where leads are.
 
 use super::{Exit, Output, ago, ledger, print, print_json};
-use crate::broker::queue_depth;
+use crate::broker::{BrokerError, queue_depth};
 use crate::config::Source;
 use crate::ledger::LeadState;
 
 /// Show where leads are: counts by state, what waits and why, who works
+///
+/// Without RabbitMQ it says so in the queue's place, and shows the ledger all the same, with exit code 0.
 ///
 /// Example: DATABASE_URL=postgres://… leadpost status --output json
 #[derive(Debug, clap::Args)]
@@ -23,7 +25,12 @@ pub(super) async fn run(args: StatusArgs, source: &Source) -> anyhow::Result<Exi
     let workers = ledger.workers().await?;
     // The ledger's numbers are worth printing without the queue's.
     let queue = if settings.amqp.url.is_set() {
-        queue_depth(&settings.amqp).await.map_err(|error| error.to_string())
+        match queue_depth(&settings.amqp).await {
+            Ok(ready) => Ok(ready),
+            // Nobody can mend that by waiting.
+            Err(error @ BrokerError::Url(_)) => return Err(error.into()),
+            Err(error) => Err(error.to_string()),
+        }
     } else {
         Err("amqp.url is not set".to_owned())
     };
@@ -36,34 +43,34 @@ pub(super) async fn run(args: StatusArgs, source: &Source) -> anyhow::Result<Exi
         }))?;
         return Ok(Exit::Done);
     }
-    print(&format!("destination {}   accepted {}", status.destination, status.accepted));
+    print(&format!("destination {}   accepted {}", status.destination, status.accepted))?;
     for state in LeadState::ALL {
-        print(&format!("  {state:<10} {:>10}", status.states.get(&state).copied().unwrap_or(0)));
+        print(&format!("  {state:<10} {:>10}", status.states.get(&state).copied().unwrap_or(0)))?;
     }
     let waiting = &status.waiting;
     if status.states.get(&LeadState::Pending).copied().unwrap_or(0) > 0 {
-        print(&format!("waiting: {} being posted, {} due, {} due later", waiting.leased, waiting.due, waiting.later));
+        print(&format!("waiting: {} being posted, {} due, {} due later", waiting.leased, waiting.due, waiting.later))?;
         if let Some(oldest) = waiting.oldest_due_s {
-            print(&format!("  the longest has been due for {}", ago(oldest)));
+            print(&format!("  the longest has been due for {}", ago(oldest)))?;
         }
         if let Some(next) = waiting.next_due_s {
-            print(&format!("  the next becomes due in {}", ago(next)));
+            print(&format!("  the next becomes due in {}", ago(next)))?;
         }
         let reasons: Vec<String> =
             waiting.reasons.iter().filter(|(code, _)| code != "none").map(|(code, n)| format!("{code} {n}")).collect();
         if !reasons.is_empty() {
-            print(&format!("  after: {}", reasons.join(", ")));
+            print(&format!("  after: {}", reasons.join(", ")))?;
         }
     }
     if status.warnings > 0 {
-        print(&format!("warning: {} delivered leads which the API may not be working", status.warnings));
+        print(&format!("warning: {} delivered leads which the API may not be working", status.warnings))?;
     }
     match queue {
-        Ok(ready) => print(&format!("queue {}: {ready} messages ready", settings.amqp.queue)),
-        Err(problem) => print(&format!("queue {}: {problem}", settings.amqp.queue)),
+        Ok(ready) => print(&format!("queue {}: {ready} messages ready", settings.amqp.queue))?,
+        Err(problem) => print(&format!("queue {}: {problem}", settings.amqp.queue))?,
     }
     let alive: Vec<_> = workers.iter().filter(|worker| worker.is_alive()).collect();
-    print(&format!("workers: {} alive", alive.len()));
+    print(&format!("workers: {} alive", alive.len()))?;
     for worker in alive {
         let said = |key: &str| worker.status.get(key).filter(|value| !value.is_null()).map(ToString::to_string);
         let circuit = worker.status.get("circuit").and_then(|value| value.as_str()).unwrap_or("unknown");
@@ -76,7 +83,7 @@ pub(super) async fn run(args: StatusArgs, source: &Source) -> anyhow::Result<Exi
             said("posting").unwrap_or_default(),
             said("concurrency").unwrap_or_default(),
             ago(worker.seen_s)
-        ));
+        ))?;
     }
     Ok(Exit::Done)
 }

@@ -24,12 +24,12 @@ pub(super) async fn run(args: VerifyArgs, source: &Source) -> anyhow::Result<Exi
         Output::Text => {
             for check in &verification.checks {
                 let verdict = if check.broken == 0 { "holds " } else { "BROKEN" };
-                print(&format!("{verdict}  {}: {}", check.name, check.holds));
+                print(&format!("{verdict}  {}: {}", check.name, check.holds))?;
                 for example in &check.examples {
-                    print(&format!("          {example}"));
+                    print(&format!("          {example}"))?;
                 }
                 if check.broken > check.examples.len() {
-                    print(&format!("          and {} more", check.broken - check.examples.len()));
+                    print(&format!("          and {} more", check.broken - check.examples.len()))?;
                 }
             }
         }

@@ -35,6 +35,12 @@ impl LeadId {
     pub fn of_content(body: &[u8]) -> LeadId {
         derive(b"content", b"", body)
     }
+
+    /// The id that `leadpost publish --id-field` gives to a lead whose own id is this text.
+    #[must_use]
+    pub fn of_field(text: &str) -> LeadId {
+        derive(b"field", b"", text.as_bytes())
+    }
 }
 
 impl fmt::Display for LeadId {

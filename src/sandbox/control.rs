@@ -1,20 +1,6 @@
 //! The routes under `/_sandbox`: what the handle does from Rust, over HTTP.
 //!
-//! ```text
-//!   GET    /_sandbox/health              200
-//!   GET    /_sandbox/journal             JSON lines; ?since=SEQ (after it)&limit=N&endpoint=leads|token&bodies=true
-//!   GET    /_sandbox/journal/summary     counts, statuses, faults, keys that came more than once
-//!   DELETE /_sandbox/journal             forgets entries, keys and counts
-//!   GET    /_sandbox/leads/{key}         the requests with this Idempotency-Key, as a JSON array
-//!   DELETE /_sandbox/leads               forgets which leads exist
-//!   GET    /_sandbox/faults              the plan: what is left of the script, rates, rules
-//!   POST   /_sandbox/faults              replaces the parts of the plan that the document has
-//!   DELETE /_sandbox/faults              removes script, rates and rules
-//!   POST   /_sandbox/revoke              makes all tokens worthless
-//!   GET    /_sandbox/settings            the tunable settings
-//!   PATCH  /_sandbox/settings            changes the members that the document has
-//!   GET    /_sandbox/login               the page that a redirect leads to
-//! ```
+//! The list is what `GET /_sandbox/` answers: [`ROUTES`].
 //!
 //! Everything else on the port is a path that the API does not have: 404, and counted.
 
@@ -28,6 +14,27 @@ use super::entry::{Endpoint, Key};
 use super::exchange::{NoAnswer, read};
 use super::reply::{HTML, Reply};
 use super::server::Shared;
+
+/// What `GET /_sandbox/` answers.
+const ROUTES: &str = "\
+GET    /_sandbox/                    this list
+GET    /_sandbox/health              200
+GET    /_sandbox/journal             JSON lines; ?since=SEQ (after it)&limit=N&endpoint=leads|token&bodies=true
+GET    /_sandbox/journal/summary     counts, statuses, faults, keys that came more than once
+DELETE /_sandbox/journal             forgets entries, keys and counts
+GET    /_sandbox/leads/{key}         the requests with this Idempotency-Key, as a JSON array
+DELETE /_sandbox/leads               forgets which leads exist
+GET    /_sandbox/faults              the plan: what is left of the script, rates, rules
+POST   /_sandbox/faults              replaces the parts of the plan that the document has
+DELETE /_sandbox/faults              removes script, rates and rules
+POST   /_sandbox/revoke              makes all tokens worthless
+GET    /_sandbox/settings            the tunable settings
+PATCH  /_sandbox/settings            changes the members that the document has
+GET    /_sandbox/login               the page that a redirect leads to
+";
+
+/// Text for people.
+const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
 
 /// Where a redirect leads.
 pub(super) const LOGIN_PAGE: &str = "/_sandbox/login";
@@ -48,6 +55,7 @@ pub(super) async fn answer(shared: &Shared, request: Request<Incoming>) -> Resul
     };
     let query = head.uri.query().unwrap_or_default();
     Ok(match (&head.method, route) {
+        (&Method::GET, "") => Reply::json(StatusCode::OK, ROUTES).of_type(TEXT),
         (&Method::GET, "health") => done(),
         (&Method::GET, "journal") => journal(shared, query),
         (&Method::GET, "journal/summary") => ok(&shared.journal.summary()),

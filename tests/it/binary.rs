@@ -475,10 +475,10 @@ async fn an_operator_sees_what_was_refused_and_sends_it_again() {
     assert_eq!(status["workers"].as_array().unwrap().len(), 1, "{status}");
 
     let dry = world.leadpost(&["requeue", "--state", "rejected", "--since", "1h", "--dry-run"]).await;
-    assert!(dry.code == Some(0) && dry.stderr.contains("1 leads would be sent"), "{dry:?}");
+    assert!(dry.code == Some(0) && dry.stderr.contains("1 lead would be sent"), "{dry:?}");
     assert_eq!(world.state(id).await, Some(LeadState::Rejected));
     let requeued = world.leadpost(&["requeue", "--state", "rejected", "--since", "1h", "--reason", "new plan"]).await;
-    assert!(requeued.code == Some(0) && requeued.stderr.contains("1 leads are sent"), "{requeued:?}");
+    assert!(requeued.code == Some(0) && requeued.stderr.contains("1 lead is sent"), "{requeued:?}");
     let lead = world.until_state(id, LeadState::Delivered).await;
     assert_eq!(world.story(id).await, ["rejected 422", "delivered 201"]);
     assert_eq!((lead.replayed[0].kind.as_str(), lead.replayed[0].reason.as_deref()), ("requeue", Some("new plan")));
@@ -581,8 +581,10 @@ async fn the_topology_is_declared_as_recommended_and_declaring_it_again_changes_
 
     // A queue in another form is reported and left as it is.
     let other = world.leadpost(&["topology", "declare"]).await;
-    assert_eq!(other.code, Some(69), "{other:?}");
-    assert!(other.stderr.contains("in another form"), "{other:?}");
+    assert_eq!(other.code, Some(1), "{other:?}");
+    for text in ["in another form", "left as it is", "the worker consumes any kind of queue"] {
+        assert!(other.stderr.contains(text), "{text:?} is not in {other:?}");
+    }
     world.publish("ann").await;
 
     let shown = world.leadpost_with(&["topology", "show", "--output", "json"], &environment, b"").await;
@@ -645,4 +647,199 @@ async fn the_help_of_every_command_shows_an_example() {
         }
     }
     assert!(without.is_empty(), "no example: {without:?}");
+}
+
+// --- What goes wrong around a command
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_holds_leads_is_never_left_out_with_exit_code_0() {
+    let folder = tempfile::tempdir().unwrap();
+    let validate = async |name: &str, content: &str, further: &[&str]| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, content).unwrap();
+        let arguments = [&["publish", path.to_str().unwrap(), "--dry-run"], further].concat();
+        run(&arguments, Vec::new(), b"").await
+    };
+    let lead = World::lead("ann");
+    for (name, content) in [
+        ("leads.json", format!("\u{feff}[{lead}]")),
+        ("leads", format!("\u{feff}[{lead}]")),
+        ("leads", format!("\u{feff}{lead}\n")),
+        ("leads.json", format!("{lead}\n")),
+        ("leads.CSV", "\u{feff}name,email,assistantId\nAnn,ann@example.com,61\n".to_owned()),
+    ] {
+        let done = validate(name, &content, &[]).await;
+        assert_eq!(done.code, Some(0), "{name}: {done:?}");
+        assert!(done.stderr.contains("1 read, 1 valid"), "{name}: {done:?}");
+    }
+    for (name, content, further, text) in [
+        ("one.jsonl", lead.as_str(), &["--format", "csv"][..], "looks like JSON"),
+        ("leads.csv", "name;email;assistantId\nAnn;ann@example.com;61\n", &[], "\"name;email;assistantId\""),
+        ("leads.csv", "Name,Mail\nAnn,ann@example.com\n", &[], "upper and lower case"),
+        ("leads.csv", "name,email,name\nAnn,ann@example.com,Ann\n", &[], "\"name\" twice"),
+        ("leads.csv", "name,email,assistantId\n", &[], "there is no lead"),
+        ("leads.json", "[]", &[], "there is no lead"),
+        ("leads.json", "name,email,assistantId\nAnn,ann@example.com,61\n", &[], "line 2: [not_json]"),
+    ] {
+        let done = validate(name, content, further).await;
+        assert_eq!(done.code, Some(1), "{name}: {done:?}");
+        assert!(done.stderr.contains(text) && !done.stderr.contains("ann@example.com"), "{name}: {done:?}");
+    }
+    let garbage = run(&["publish", "-", "--dry-run"], Vec::new(), b"garbage").await;
+    assert!(garbage.code == Some(1) && garbage.stderr.contains("\"garbage\""), "{garbage:?}");
+    let empty = run(&["publish", "-", "--dry-run"], Vec::new(), b"").await;
+    assert_eq!(empty.code, Some(0), "{empty:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_line_that_is_too_long_is_skipped_and_named() {
+    let lead = World::lead("ann");
+    let leads = format!("{lead}\n{{\"name\":\"{}\"}}\n{lead}\n", "x".repeat(1 << 20));
+    let done = run(&["publish", "-", "--dry-run"], Vec::new(), leads.as_bytes()).await;
+    assert_eq!(done.code, Some(1), "{done:?}");
+    assert!(done.stderr.contains("bytes and was skipped"), "{done:?}");
+    assert!(done.stderr.contains("line 2: [too_large]") && done.stderr.contains("3 read, 2 valid"), "{done:?}");
+}
+
+/// Starts a command of the binary with its streams in hand.
+fn streams(world: &World, arguments: &[&str]) -> std::process::Child {
+    use std::process::{Command, Stdio};
+    let mut command = Command::new(env!("CARGO_BIN_EXE_leadpost"));
+    command.args(arguments).env_clear().envs(world.environment()).current_dir(std::env::temp_dir());
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+/// How it ends.
+async fn end_of(mut child: std::process::Child) -> Option<i32> {
+    let end = tokio::task::spawn_blocking(move || child.wait().unwrap().code());
+    tokio::time::timeout(DEADLINE, end).await.expect("it must end").unwrap()
+}
+
+fn terminate(child: &std::process::Child) {
+    let kill = std::process::Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
+    assert!(kill.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_whose_log_nobody_reads_goes_on_and_drains() {
+    let world = World::new().await;
+    let mut worker = streams(&world, &["run"]);
+    drop(worker.stderr.take());
+    let id = world.publish("ann").await;
+    world.until_state(id, LeadState::Delivered).await;
+    terminate(&worker);
+    assert_eq!(end_of(worker).await, Some(0));
+    world.check_books().await;
+
+    let mut publish = streams(&world, &["publish", "-", "--dry-run"]);
+    drop(publish.stderr.take());
+    drop(publish.stdin.take());
+    assert_eq!(end_of(publish).await, Some(0), "what is said to nobody is no failure");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn publish_that_is_told_to_stop_says_what_is_confirmed() {
+    use std::io::{Read as _, Write as _};
+    let world = World::new().await;
+    let mut publish = streams(&world, &["publish", "-"]);
+    let mut input = publish.stdin.take().unwrap();
+    input.write_all(lines(130).as_bytes()).unwrap();
+    input.flush().unwrap();
+    world.until("a window is confirmed", async || world.broker.depth().await == 100).await;
+    // The file has not ended, and never will.
+    terminate(&publish);
+    let mut said = publish.stderr.take().unwrap();
+    assert_eq!(end_of(publish).await, Some(3));
+    let mut text = String::new();
+    said.read_to_string(&mut text).unwrap();
+    assert!(text.contains("100 are confirmed") && text.contains("again is safe"), "{text}");
+    assert_eq!(world.broker.depth().await, 100);
+    drop(input);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn data_that_cannot_be_written_is_a_failure_but_a_reader_that_has_enough_is_none() {
+    use std::process::{Command, Stdio};
+    let world = World::new().await;
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let child = Command::new(env!("CARGO_BIN_EXE_leadpost"))
+        .args(["topology", "show"])
+        .env_clear()
+        .stdout(full)
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let done = tokio::task::spawn_blocking(|| child.wait_with_output().unwrap()).await.unwrap();
+    let said = String::from_utf8_lossy(&done.stderr).into_owned();
+    assert!(done.status.code() == Some(1) && said.contains("cannot write to stdout"), "{said}");
+
+    let mut enough = streams(&world, &["status"]);
+    drop(enough.stdout.take());
+    let mut said = enough.stderr.take().unwrap();
+    assert_eq!(end_of(enough).await, Some(0));
+    let mut text = String::new();
+    std::io::Read::read_to_string(&mut said, &mut text).unwrap();
+    assert_eq!(text, "");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_body_of_a_lead_is_shown_byte_for_byte() {
+    let world = World::new().await;
+    let body = b"{\"name\":\"\xff\"}\r\n";
+    world.broker.publish(Message::raw(body)).await;
+    let worker = world.worker(&[]).await;
+    world.until_count(LeadState::Invalid, 1).await;
+    worker.stop().await;
+    let id: Uuid = sqlx::query_scalar("select id from leads").fetch_one(&world.database.pool).await.unwrap();
+    let show = streams(&world, &["leads", "show", &id.to_string(), "--body"]);
+    let shown = tokio::task::spawn_blocking(|| show.wait_with_output().unwrap()).await.unwrap();
+    assert_eq!(shown.stdout, body);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_command_line_may_not_say_is_refused_before_anything_is_done() {
+    let cases: [(&[&str], i32, &[&str]); 8] = [
+        (&["requeue"], 2, &["<ID", "--state <STATE>"]),
+        (&["requeue", "--since", "2h"], 2, &["not provided:\n  --state <STATE>\n"]),
+        (&["requeue", "--state", "delivered"], 2, &["--state delivered needs --include-delivered"]),
+        (&["requeue", "--state", "rejected", "--state", "duplicate"], 2, &["--include-delivered"]),
+        (&["sandbox", "--set", "flow.concurrency=5"], 2, &["--config and --set"]),
+        (&["--config", "leadpost.toml", "sandbox"], 2, &["--config and --set"]),
+        (&["healthcheck", "--set", "admin.listen="], 78, &["admin.listen"]),
+        (&["healthcheck", "--set", "admin.listen=0.0.0.0:1"], 69, &["127.0.0.1:1"]),
+    ];
+    for (arguments, code, texts) in cases {
+        let done = run(arguments, Vec::new(), b"").await;
+        assert_eq!(done.code, Some(code), "{arguments:?}: {done:?}");
+        for text in texts {
+            assert!(done.stderr.contains(text), "{text:?} is not in {done:?}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_admin_port_that_is_taken_and_a_url_that_is_none_end_with_78() {
+    let world = World::new().await;
+    let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let listen = taken.local_addr().unwrap().to_string();
+    let done = world.leadpost(&["run", "--admin", &listen]).await;
+    assert_eq!(done.code, Some(78), "{done:?}");
+    assert!(done.stderr.contains(&listen) && done.stderr.contains("--admin"), "{done:?}");
+
+    let done = world.leadpost_with(&["status"], &[("AMQP_URL", "garbage")], b"").await;
+    assert!(done.code == Some(78) && done.stderr.contains("amqp.url cannot be used"), "{done:?}");
+
+    let dry = world.leadpost(&["requeue", "--state", "rejected", "--dry-run", "--output", "json"]).await.json();
+    assert_eq!((&dry["dry_run"], &dry["requeued"]), (&true.into(), &0.into()), "{dry}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_sandbox_lists_its_control_routes_whatever_is_set_for_the_worker() {
+    let environment = vec![("LEADPOST_CONFIG".to_owned(), "leadpost.toml".to_owned())];
+    let sandbox = Process::start(&["sandbox", "--listen", "127.0.0.1:0"], environment);
+    let line = sandbox.until_said("control at ").await;
+    let (status, kind, text) = get(line.split("control at ").nth(1).unwrap().trim()).await;
+    assert!(status == 200 && kind.starts_with("text/plain"), "{status} {kind}");
+    assert!(text.contains("GET    /_sandbox/journal/summary ") && text.contains("POST   /_sandbox/faults"), "{text}");
+    sandbox.stop().await;
 }

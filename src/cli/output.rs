@@ -1,0 +1,80 @@
+//! What commands print: data to stdout, talk to stderr.
+
+use std::io::Write as _;
+
+use clap::ValueEnum;
+
+/// How results are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Output {
+    /// For people
+    Text,
+    /// For scripts
+    Json,
+}
+
+/// Talk, to stderr. A command goes on when nobody listens.
+pub(super) fn say(text: &str) {
+    drop(writeln!(std::io::stderr(), "{text}"));
+}
+
+/// Data that did not reach its reader.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot write to stdout: {0}")]
+pub(super) struct OutputError(std::io::Error);
+
+impl OutputError {
+    pub(super) fn is_broken_pipe(&self) -> bool {
+        self.0.kind() == std::io::ErrorKind::BrokenPipe
+    }
+}
+
+/// A line of data, to stdout.
+///
+/// # Errors
+/// That it could not be written. Passed on to the end, a reader that went away ends the program quietly with exit code 0,
+/// and anything else, such as a full disk, with a text and exit code 1.
+pub(super) fn print(text: &str) -> Result<(), OutputError> {
+    print_bytes(text.as_bytes())?;
+    print_bytes(b"\n")
+}
+
+/// Data as it is, to stdout.
+///
+/// # Errors
+/// As [`print`].
+pub(super) fn print_bytes(bytes: &[u8]) -> Result<(), OutputError> {
+    let mut stdout = std::io::stdout().lock();
+    stdout.write_all(bytes).and_then(|()| stdout.flush()).map_err(OutputError)
+}
+
+/// Data as JSON, to stdout.
+///
+/// # Errors
+/// As [`print`].
+pub(super) fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
+    Ok(print(&serde_json::to_string_pretty(value)?)?)
+}
+
+/// Seconds as people say them.
+pub(super) fn ago(seconds: f64) -> String {
+    let seconds = seconds.max(0.0);
+    match seconds {
+        s if s < 1.0 => format!("{:.0} ms", s * 1000.0),
+        s if s < 120.0 => format!("{s:.0} s"),
+        s if s < 7200.0 => format!("{:.0} min", s / 60.0),
+        s if s < 172_800.0 => format!("{:.1} h", s / 3600.0),
+        s => format!("{:.1} days", s / 86_400.0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_said_as_people_say_them() {
+        let said = [0.25, 5.0, 300.0, 9000.0, 500_000.0].map(ago);
+        assert_eq!(said, ["250 ms", "5 s", "5 min", "2.5 h", "5.8 days"]);
+    }
+}
