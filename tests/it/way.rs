@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use leadpost::ledger::LeadState;
-use leadpost::sandbox::Fault;
+use leadpost::config::Source;
+use leadpost::ledger::{LeadState, Ledger};
+use leadpost::sandbox::{Fault, Profile, SandboxSettings, Tuning};
 
 use crate::support::{Message, World};
 
@@ -64,5 +65,29 @@ async fn a_retry_comes_when_it_is_due_and_not_earlier() {
     assert_eq!(world.story(id).await, ["retry 503", "delivered 201"]);
     world.pass(Duration::from_secs(60)).await;
     world.until_state(second, LeadState::Delivered).await;
+    world.finish(running).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_2024_preset_posts_by_assistant_email_and_names_its_user() {
+    let tuning = Tuning { profile: Profile::SevenTargets2024, ..Tuning::default() };
+    let world = World::with_sandbox(SandboxSettings { tuning, ..SandboxSettings::default() }).await;
+    let mut source = Source { file: Some("/dev/null".into()), ..Source::default() };
+    source.flags.push(("destination.preset".to_owned(), "7targets-2024".to_owned()));
+    source.flags.push(("destination.variables.user_identifier".to_owned(), "user-1".to_owned()));
+    let mut settings = world.settings.clone();
+    settings.destination = source.read().unwrap().destination;
+    settings.destination.auth = world.settings.destination.auth.clone();
+    settings.destination.request.url = world.sandbox.leads_url();
+    let ledger = Ledger::new(&settings, "test").unwrap();
+    let world = World { settings, ledger, ..world };
+    let running = world.start().await;
+    let body = r#"{"name":"Ann","email":"ann@example.com","assistantEmail":"bot@example.com","scheduleName":"Spring"}"#;
+    let good = world.publish_body(body).await;
+    let old = world.publish("bob").await;
+    world.until_state(good, LeadState::Delivered).await;
+    let lead = world.until_state(old, LeadState::Invalid).await;
+    assert_eq!(lead.violations[0].field, "assistantEmail");
+    assert_eq!((world.posts(good), world.posts(old)), (1, 0));
     world.finish(running).await;
 }
