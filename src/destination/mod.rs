@@ -7,5 +7,5 @@
 pub mod outcome;
 mod post;
 
-pub use outcome::{Outcome, Receipt, classify};
+pub use outcome::{Outcome, classify};
 pub use post::LeadApi;

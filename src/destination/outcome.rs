@@ -13,6 +13,7 @@ use serde_json::Value;
 
 use crate::config::ResponseRules;
 use crate::http::{Answer, Exchange};
+use crate::ledger::Receipt;
 use crate::reason::{Reason, one_line};
 
 /// What one attempt came to.
@@ -68,21 +69,6 @@ impl Outcome {
     /// All names of outcomes, for metrics that exist before the first attempt.
     pub const NAMES: [&'static str; 8] =
         ["delivered", "duplicate", "rejected", "unauthorized", "systemic", "retry", "uncertain", "not_sent"];
-}
-
-/// What the API said about the lead that it took.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Receipt {
-    /// The API's id of the lead.
-    pub remote_id: Option<String>,
-    /// The API's state of the lead.
-    pub state: Option<String>,
-    /// The API's sub-state of the lead.
-    pub sub_state: Option<String>,
-    /// When the API means to act on it, as it writes it.
-    pub next_schedule_time: Option<String>,
-    /// Why this success may not be what it seems.
-    pub warning: Option<String>,
 }
 
 /// What an exchange means.
@@ -154,8 +140,8 @@ fn receipt(rules: &ResponseRules, body: &[u8]) -> Receipt {
     });
     Receipt {
         remote_id: read(&rules.remote_id),
-        state,
-        sub_state,
+        remote_state: state,
+        remote_sub_state: sub_state,
         next_schedule_time: read(&rules.next_schedule_time),
         warning,
     }
@@ -281,7 +267,7 @@ mod tests {
             r#"{"id":12345678901234567,"state":"DeActivated","subState":"InvalidEmail","nextScheduleTime":null}"#;
         let Outcome::Delivered(receipt) = classify(&rules, &answer(201, body)) else { panic!("delivered") };
         assert_eq!(receipt.remote_id.as_deref(), Some("12345678901234567"));
-        assert_eq!(receipt.sub_state.as_deref(), Some("InvalidEmail"));
+        assert_eq!(receipt.remote_sub_state.as_deref(), Some("InvalidEmail"));
         assert_eq!(receipt.next_schedule_time, None);
         assert!(receipt.warning.expect("a warning").contains("DeActivated (InvalidEmail)"));
 

@@ -24,6 +24,7 @@
 mod accept;
 mod browse;
 mod claim;
+mod identity;
 mod model;
 mod pool;
 mod requeue;

@@ -235,7 +235,7 @@ pub struct End {
 }
 
 /// What the API said of a lead that it took.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Receipt {
     /// Its id there.
     pub remote_id: Option<String>,

@@ -21,6 +21,7 @@ use uuid::Uuid;
 use super::accept::{Accept, HOLD};
 use super::dispatch::{Dispatch, InHand, Settling};
 use super::health::Health;
+use super::orphans::Orphans;
 use super::settle::AGAIN;
 use crate::broker::{Inbox, Link, Message, Want};
 use crate::config::Settings;
@@ -39,9 +40,6 @@ const SUSPICIOUS_DELIVERIES: u64 = 5;
 /// More are not accepted in one transaction, unless a single message is larger.
 const MAX_BATCH_BYTES: usize = 8 * 1024 * 1024;
 
-/// How long a probe looks for a fresh message when the ledger has no other lead.
-const PROBE_WAIT: Duration = Duration::from_millis(500);
-
 /// How long stopping waits for the consumer to be cancelled.
 const CANCEL_WAIT: Duration = Duration::from_secs(5);
 
@@ -49,31 +47,29 @@ const CANCEL_WAIT: Duration = Duration::from_secs(5);
 pub(super) const HELD: &str = "the destination asked to be left alone (Retry-After)";
 
 /// Nothing is waited for longer without a look at what else has changed.
-const LOOK_AROUND: Duration = Duration::from_secs(5);
+pub(super) const LOOK_AROUND: Duration = Duration::from_secs(5);
 
 /// The intake loop.
 pub(super) struct Intake {
-    settings: Arc<Settings>,
-    ledger: Ledger,
-    inbox: Inbox,
-    accept: Accept,
-    flow: Arc<Flow>,
-    dispatch: Arc<Dispatch>,
+    pub(super) settings: Arc<Settings>,
+    pub(super) ledger: Ledger,
+    pub(super) inbox: Inbox,
+    pub(super) accept: Accept,
+    pub(super) flow: Arc<Flow>,
+    pub(super) dispatch: Arc<Dispatch>,
     settle: mpsc::Sender<Settling>,
     health: Arc<Health>,
     metrics: Arc<Metrics>,
     posts: TaskTracker,
     lease: Duration,
     /// Taken from the inbox and not accepted yet.
-    taken: VecDeque<Message>,
+    pub(super) taken: VecDeque<Message>,
     /// When the ledger is asked for due leads again.
     poll_at: Instant,
     /// What due leads have saved up of their share.
     retry_credit: f64,
-    /// Tokens of transactions whose answers were lost, and since when.
-    orphans: Vec<(Uuid, Instant)>,
-    /// When they are released again.
-    orphans_at: Instant,
+    /// Leases of which nobody knows whether they are there.
+    orphans: Orphans,
 }
 
 impl Intake {
@@ -96,8 +92,10 @@ impl Intake {
             health: Arc::clone(health),
             metrics: Arc::clone(metrics),
         };
+        let lease = Duration::from_millis(settings.flow.lease_ms);
+        let orphans = Orphans::new(ledger.clone(), Arc::clone(health), lease);
         Self {
-            lease: Duration::from_millis(settings.flow.lease_ms),
+            lease,
             settings,
             ledger,
             inbox,
@@ -111,8 +109,7 @@ impl Intake {
             taken: VecDeque::new(),
             poll_at: Instant::now(),
             retry_credit: 0.0,
-            orphans: Vec::new(),
-            orphans_at: Instant::now(),
+            orphans,
         }
     }
 
@@ -136,7 +133,7 @@ impl Intake {
                 writable = self.wait_for_ledger(&stop).await;
                 continue;
             }
-            self.release_orphans().await;
+            self.orphans.release_when_due().await;
             let now = Instant::now();
             let turn = match self.flow.admission(now) {
                 Admission::Wait(until) => self.wait(until, &stop).await,
@@ -165,31 +162,6 @@ impl Intake {
     fn give_back(&mut self) {
         self.taken.clear();
         self.inbox.give_back();
-    }
-
-    /// Makes leads due again that were perhaps leased by a transaction whose answer was lost. Again and again for as long as
-    /// such a transaction may still be under way.
-    async fn release_orphans(&mut self) {
-        if self.orphans.is_empty() || self.orphans_at > Instant::now() {
-            return;
-        }
-        self.orphans_at = Instant::now() + LOOK_AROUND;
-        let tokens = self.orphans.iter().map(|(token, _)| *token).collect();
-        match self.ledger.release(tokens, self.lease).await {
-            Ok(released) => {
-                if released > 0 {
-                    tracing::info!(leads = released, "released leads that were leased without our knowing");
-                }
-                let lease = self.lease;
-                self.orphans.retain(|(_, since)| since.elapsed() < lease);
-            }
-            Err(error) => self.health.ledger_is_down(&error),
-        }
-    }
-
-    fn orphaned(&mut self, tokens: impl IntoIterator<Item = Uuid>) {
-        let now = Instant::now();
-        self.orphans.extend(tokens.into_iter().map(|token| (token, now)));
     }
 
     /// Proves that the ledger can be written before anything is consumed.
@@ -257,66 +229,6 @@ impl Intake {
                 return Err(error);
             }
         }
-    }
-
-    /// Sends one lead to find out whether posts can go on.
-    async fn probe(&mut self, avoid: Vec<LeadId>, stop: &CancellationToken) -> Result<(), LedgerError> {
-        // Without a token no lead needs to be risked.
-        if let Err(error) = self.dispatch.tokens.get().await {
-            self.flow.begin_probe();
-            self.dispatch.no_token(&error, true);
-            return Ok(());
-        }
-        let Ok(permit) = Arc::clone(&self.flow.window).try_acquire_owned() else {
-            // Everything in hand is on its way back; a place is free in a moment.
-            tokio::select! {
-                () = stop.cancelled() => {}
-                () = tokio::time::sleep(Duration::from_millis(10)) => {}
-            }
-            return Ok(());
-        };
-        self.flow.begin_probe();
-        match self.find_probe(avoid, permit, stop).await {
-            Ok(true) => Ok(()),
-            // Without a lead on its way, nobody would ever end the probe.
-            nothing => {
-                self.flow.abandon_probe(Instant::now());
-                nothing.map(drop)
-            }
-        }
-    }
-
-    /// Sends a lead as the probe, if there is one: another one that is due; else a fresh one; else, for want of another, a
-    /// suspected one.
-    async fn find_probe(
-        &mut self,
-        avoid: Vec<LeadId>,
-        permit: OwnedSemaphorePermit,
-        stop: &CancellationToken,
-    ) -> Result<bool, LedgerError> {
-        let mut permit = Some(permit);
-        if self.claim(1, avoid, &mut permit, true).await > 0 {
-            return Ok(true);
-        }
-        if self.taken.is_empty() {
-            self.inbox.want(Want::Messages);
-            let mut arrived = Vec::new();
-            tokio::select! {
-                () = stop.cancelled() => {}
-                () = tokio::time::sleep(PROBE_WAIT) => {}
-                () = self.inbox.take(&mut arrived, 1) => {}
-            }
-            self.taken.extend(arrived);
-        }
-        while permit.is_some() {
-            let batch = self.next_batch(1);
-            if batch.is_empty() {
-                break;
-            }
-            // An invalid or known message leaves the permit for the next.
-            self.accept_for(batch, &mut permit, true).await?;
-        }
-        Ok(permit.is_none() || self.claim(1, Vec::new(), &mut permit, true).await > 0)
     }
 
     /// One turn while leads flow.
@@ -441,7 +353,7 @@ impl Intake {
     }
 
     /// The messages that are accepted together: not too many bytes, and a suspicious one is alone.
-    fn next_batch(&mut self, max: usize) -> Vec<Message> {
+    pub(super) fn next_batch(&mut self, max: usize) -> Vec<Message> {
         let mut batch = Vec::new();
         let mut bytes = 0;
         while batch.len() < max {
@@ -466,7 +378,7 @@ impl Intake {
 
     /// Claims due leads and sends them on their way; says how many. What goes wrong is left to the next poll: leads that are due
     /// can wait.
-    async fn claim(
+    pub(super) async fn claim(
         &mut self,
         limit: usize,
         avoid: Vec<LeadId>,
@@ -481,7 +393,7 @@ impl Intake {
                 self.metrics.ledger_failures.inc();
                 self.health.ledger_is_down(&error);
                 if error.is_unknown() {
-                    self.orphaned([token]);
+                    self.orphans.extend([token]);
                 }
                 return 0;
             }
@@ -500,7 +412,7 @@ impl Intake {
     }
 
     /// Accepts messages, acknowledges them, and sends the valid ones on their way.
-    async fn accept_for(
+    pub(super) async fn accept_for(
         &mut self,
         batch: Vec<Message>,
         permit: &mut Option<OwnedSemaphorePermit>,
@@ -510,7 +422,7 @@ impl Intake {
         for receipt in accepted.receipts {
             self.inbox.acknowledge(receipt);
         }
-        self.orphaned(accepted.orphans);
+        self.orphans.extend(accepted.orphans);
         for (at, mut in_hand) in accepted.in_hand.into_iter().enumerate() {
             in_hand.is_probe = is_probe && at == 0;
             self.send(in_hand, permit).await;
@@ -550,8 +462,7 @@ impl Intake {
         }
         self.posts.close();
         self.posts.wait().await;
-        self.orphans_at = Instant::now();
-        self.release_orphans().await;
+        self.orphans.release().await;
         // Lets the settle loop end once it has settled everything.
         drop(self.settle);
         self.inbox.close().await;

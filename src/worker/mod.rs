@@ -18,6 +18,8 @@ mod accept;
 mod dispatch;
 mod health;
 mod intake;
+mod orphans;
+mod probe;
 mod settle;
 mod upkeep;
 mod verdict;

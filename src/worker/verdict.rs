@@ -6,8 +6,8 @@
 use std::time::Duration;
 
 use crate::config::{OnUncertain, Settings};
-use crate::destination::{self, Outcome};
-use crate::ledger::{End, LeadState, Next, Receipt};
+use crate::destination::Outcome;
+use crate::ledger::{End, LeadState, Next};
 use crate::reason::Reason;
 use crate::schedule::Schedule;
 
@@ -58,7 +58,7 @@ impl Policy {
     /// What is next. `random` is a number in `[0, 1)`.
     pub(super) fn next(&self, outcome: &Outcome, facts: Facts, random: f64) -> Next {
         match outcome {
-            Outcome::Delivered(receipt) => Next::End(End { receipt: Some(receipt_of(receipt)), ..End::default() }),
+            Outcome::Delivered(receipt) => Next::End(End { receipt: Some(receipt.clone()), ..End::default() }),
             Outcome::Duplicate(reason) => end(LeadState::Duplicate, reason),
             Outcome::Rejected(reason) => end(LeadState::Rejected, reason),
             Outcome::Unauthorized(reason) | Outcome::Systemic(reason) | Outcome::NotSent(reason) => {
@@ -108,16 +108,6 @@ fn end(state: LeadState, reason: &Reason) -> Next {
         reason: Some(reason.for_the_record()),
         ..End::default()
     })
-}
-
-fn receipt_of(receipt: &destination::Receipt) -> Receipt {
-    Receipt {
-        remote_id: receipt.remote_id.clone(),
-        remote_state: receipt.state.clone(),
-        remote_sub_state: receipt.sub_state.clone(),
-        next_schedule_time: receipt.next_schedule_time.clone(),
-        warning: receipt.warning.clone(),
-    }
 }
 
 #[cfg(test)]

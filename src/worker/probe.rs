@@ -1,0 +1,78 @@
+//! The probe: one lead is sent to find out whether posts can go on.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::intake::Intake;
+use crate::broker::Want;
+use crate::lead::LeadId;
+use crate::ledger::LedgerError;
+
+/// How long a probe looks for a fresh message when the ledger has no other lead.
+const PROBE_WAIT: Duration = Duration::from_millis(500);
+
+impl Intake {
+    /// Sends one lead to find out whether posts can go on.
+    pub(super) async fn probe(&mut self, avoid: Vec<LeadId>, stop: &CancellationToken) -> Result<(), LedgerError> {
+        // Without a token no lead needs to be risked.
+        if let Err(error) = self.dispatch.tokens.get().await {
+            self.flow.begin_probe();
+            self.dispatch.no_token(&error, true);
+            return Ok(());
+        }
+        let Ok(permit) = Arc::clone(&self.flow.window).try_acquire_owned() else {
+            // Everything in hand is on its way back; a place is free in a moment.
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = tokio::time::sleep(Duration::from_millis(10)) => {}
+            }
+            return Ok(());
+        };
+        self.flow.begin_probe();
+        match self.find_probe(avoid, permit, stop).await {
+            Ok(true) => Ok(()),
+            // Without a lead on its way, nobody would ever end the probe.
+            nothing => {
+                self.flow.abandon_probe(Instant::now());
+                nothing.map(drop)
+            }
+        }
+    }
+
+    /// Sends a lead as the probe, if there is one: another one that is due; else a fresh one; else, for want of another, a
+    /// suspected one.
+    async fn find_probe(
+        &mut self,
+        avoid: Vec<LeadId>,
+        permit: OwnedSemaphorePermit,
+        stop: &CancellationToken,
+    ) -> Result<bool, LedgerError> {
+        let mut permit = Some(permit);
+        if self.claim(1, avoid, &mut permit, true).await > 0 {
+            return Ok(true);
+        }
+        if self.taken.is_empty() {
+            self.inbox.want(Want::Messages);
+            let mut arrived = Vec::new();
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = tokio::time::sleep(PROBE_WAIT) => {}
+                () = self.inbox.take(&mut arrived, 1) => {}
+            }
+            self.taken.extend(arrived);
+        }
+        while permit.is_some() {
+            let batch = self.next_batch(1);
+            if batch.is_empty() {
+                break;
+            }
+            // An invalid or known message leaves the permit for the next.
+            self.accept_for(batch, &mut permit, true).await?;
+        }
+        Ok(permit.is_none() || self.claim(1, Vec::new(), &mut permit, true).await > 0)
+    }
+}
