@@ -42,7 +42,7 @@ pub(super) fn print(text: &str) -> Result<(), OutputError> {
 /// Data as it is, to stdout.
 ///
 /// # Errors
-/// As [`print`].
+/// As [`print()`].
 pub(super) fn print_bytes(bytes: &[u8]) -> Result<(), OutputError> {
     let mut stdout = std::io::stdout().lock();
     stdout.write_all(bytes).and_then(|()| stdout.flush()).map_err(OutputError)
@@ -51,7 +51,7 @@ pub(super) fn print_bytes(bytes: &[u8]) -> Result<(), OutputError> {
 /// Data as JSON, to stdout.
 ///
 /// # Errors
-/// As [`print`].
+/// As [`print()`].
 pub(super) fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
     Ok(print(&serde_json::to_string_pretty(value)?)?)
 }

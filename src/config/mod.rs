@@ -8,7 +8,7 @@
 //! - A key that nobody knows is an error that names the nearest one that is known.
 //! - Secrets come by environment or from a file that a `…_file` key names, never by flag and never from `leadpost.toml`. They
 //!   are held in a type that cannot be printed.
-//! - Numbers have bounds, and values that contradict each other stop the start; the error says which and what to change ([`check`]).
+//! - Numbers have bounds, and values that contradict each other stop the start; the error says which and what to change ([`check()`]).
 //! - Durations are milliseconds and say so in their name (`_ms`).
 
 mod check;
