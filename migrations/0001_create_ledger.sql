@@ -157,6 +157,30 @@ comment on column replays.reason is 'Why, in the person''s words.';
 comment on column replays.body_before is 'SHA-256 of the body that a message replaced: a redelivery of that earlier message is known by it.';
 
 
+create table aside (
+    seq         bigint      generated always as identity primary key,
+    destination text        not null,
+    queue       text        not null,
+    lead_id     uuid        not null,
+    message_id  text,
+    body        bytea       not null,
+    redelivered boolean     not null,
+    replay      boolean     not null,
+    arrived_at  timestamptz not null default now()
+);
+
+comment on table aside is 'Messages whose lead somebody had locked when they arrived. They are acknowledged, and accepted as soon as the lock is gone.';
+comment on column aside.seq is 'In the order of their arrival.';
+comment on column aside.destination is 'As in leads.';
+comment on column aside.queue is 'As in leads.';
+comment on column aside.lead_id is 'The lead that the message is about.';
+comment on column aside.message_id is 'As in leads.';
+comment on column aside.body is 'As in leads.';
+comment on column aside.redelivered is 'Whether the broker said that it had delivered it before.';
+comment on column aside.replay is 'Whether its producer asked for a replay by header.';
+comment on column aside.arrived_at is 'When it was set aside.';
+
+
 create table workers (
     id          text        primary key,
     destination text        not null,

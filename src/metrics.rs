@@ -21,7 +21,7 @@ const TIME_BUCKETS: [f64; 13] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0
 const BATCH_BUCKETS: [f64; 9] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0];
 
 /// What became of messages.
-pub const FATES: [&str; 7] = ["fresh", "replayed", "conflict", "parked", "invalid", "repeated", "held"];
+pub const FATES: [&str; 8] = ["fresh", "replayed", "conflict", "parked", "invalid", "repeated", "held", "aside"];
 
 /// Counters that differ in one label, whose values are known beforehand.
 #[derive(Debug, Clone)]

@@ -195,7 +195,7 @@ fn exit_of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<Exit> {
     }
     let of_ledger = |error: &LedgerError| match error {
         LedgerError::Url(_) | LedgerError::Schema(_) => Exit::Config,
-        LedgerError::Database { .. } | LedgerError::NoAnswer { .. } | LedgerError::Locked => Exit::Unreachable,
+        LedgerError::Database { .. } | LedgerError::NoAnswer { .. } => Exit::Unreachable,
     };
     let of_broker = |error: &BrokerError| match error {
         BrokerError::Url(_) => Exit::Config,

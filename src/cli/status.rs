@@ -62,6 +62,12 @@ pub(super) async fn run(args: StatusArgs, source: &Source) -> anyhow::Result<Exi
             print(&format!("  after: {}", reasons.join(", ")))?;
         }
     }
+    if status.aside > 0 {
+        print(&format!(
+            "warning: {} messages are set aside: somebody has locked their leads in Postgres",
+            status.aside
+        ))?;
+    }
     if status.warnings > 0 {
         print(&format!("warning: {} delivered leads which the API may not be working", status.warnings))?;
     }

@@ -51,6 +51,8 @@ struct Gate {
     rate: Option<Rate>,
     rate_of_all: f64,
     hold: Option<(Instant, Reason)>,
+    /// The end of a hold that the lead API told us of and other workers do not know yet.
+    unshared: Option<Instant>,
 }
 
 /// What the next lead may do.
@@ -98,6 +100,7 @@ impl Flow {
                 rate: (flow.rate_per_s > 0.0).then(|| Rate::new(flow.rate_per_s, Instant::now())),
                 rate_of_all: flow.rate_per_s,
                 hold: None,
+                unshared: None,
             }),
             changed: Notify::new(),
             newly_held: Notify::new(),
@@ -152,19 +155,29 @@ impl Flow {
         let mut gate = self.lock();
         let until = now + wait;
         if wait > Duration::ZERO && gate.hold.as_ref().is_none_or(|(held, _)| *held < until) {
-            let was_held = gate.hold.is_some();
             gate.hold = Some((until, reason.clone()));
             drop(gate);
             self.changed.notify_one();
-            if !was_held {
-                self.newly_held.notify_one();
-            }
         }
     }
 
-    /// For how long the destination still wants to be left alone.
-    pub fn held(&self, now: Instant) -> Option<Duration> {
-        self.lock().held(now).map(|until| until - now)
+    /// Holds the whole destination back because the lead API said so, which other workers have to know.
+    pub fn hold_all(&self, wait: Duration, reason: &Reason, now: Instant) {
+        self.hold(wait, reason, now);
+        let mut gate = self.lock();
+        gate.unshared = gate.unshared.max(Some(now + wait));
+        drop(gate);
+        self.newly_held.notify_one();
+    }
+
+    /// What other workers have to know: for how long the lead API wants to be left alone. Told once.
+    pub fn hold_to_share(&self, now: Instant) -> Option<Duration> {
+        self.lock().unshared.map(|until| until.saturating_duration_since(now)).filter(|wait| !wait.is_zero())
+    }
+
+    /// They know.
+    pub fn hold_is_shared(&self) {
+        self.lock().unshared = None;
     }
 
     /// Waits for a hold to begin.

@@ -51,14 +51,14 @@ impl Ledger {
     }
 }
 
-struct Batch<'a> {
-    ledger: &'a Ledger,
-    arrivals: &'a [Arrival],
-    lease: Option<(Uuid, Duration)>,
-    leased_at: Instant,
+pub(super) struct Batch<'a> {
+    pub(super) ledger: &'a Ledger,
+    pub(super) arrivals: &'a [Arrival],
+    pub(super) lease: Option<(Uuid, Duration)>,
+    pub(super) leased_at: Instant,
     /// What this try has dealt with already: a second message with such an id is another message, not a lost answer.
-    given: HashSet<LeadId>,
-    on_lock: OnLock,
+    pub(super) given: HashSet<LeadId>,
+    pub(super) on_lock: OnLock,
 }
 
 /// An arrival on its way into the ledger under an id that is perhaps not its first.
@@ -74,7 +74,7 @@ struct Entry {
 }
 
 impl Batch<'_> {
-    async fn write(&mut self, connection: &mut PgConnection) -> Result<Vec<Option<Fate>>, sqlx::Error> {
+    pub(super) async fn write(&mut self, connection: &mut PgConnection) -> Result<Vec<Option<Fate>>, sqlx::Error> {
         let mut fates: Vec<Option<Fate>> = vec![None; self.arrivals.len()];
         let mut waiting: Vec<Entry> = self
             .arrivals
@@ -270,7 +270,8 @@ impl Batch<'_> {
         let ids: Vec<Uuid> = known.iter().map(|entry| entry.id.0).collect();
         let bodies: Vec<&[u8]> = known.iter().map(|entry| &*self.arrival(entry).body).collect();
         const LOOK_UP: &str = "select l.id, l.state, l.body = t.body, coalesce(l.lease = $3, false), l.destination <> $4, l.attempts, l.replays, \
-                 exists (select 1 from replays r where r.lead_id = l.id and r.body_before = sha256(t.body)) \
+                 exists (select 1 from replays r where r.lead_id = l.id \
+                     and case when r.body_before is not null then r.body_before = sha256(t.body) else false end) \
              from unnest($1::uuid[], $2::bytea[]) as t (id, body) join leads l on l.id = t.id \
              order by l.id for update of l";
         let skip_locked = if self.on_lock == OnLock::Skip { " skip locked" } else { "" };

@@ -29,6 +29,8 @@ pub struct Status {
     pub waiting: Waiting,
     /// How many delivered leads the API may not be working.
     pub warnings: i64,
+    /// How many messages were set aside because somebody has locked their leads.
+    pub aside: i64,
 }
 
 /// The pending leads.
@@ -210,7 +212,8 @@ async fn status(pool: &PgPool, destination: &str) -> Result<Status, sqlx::Error>
                  and state = 'pending' and lease is null and next_attempt_at <= now()) as oldest_due_s, \
              (select extract(epoch from min(next_attempt_at) - now())::float8 from leads where destination = $1 \
                  and state = 'pending' and lease is null and next_attempt_at > now()) as next_due_s, \
-             (select count(*) from leads where destination = $1 and warning is not null) as warnings",
+             (select count(*) from leads where destination = $1 and warning is not null) as warnings, \
+             (select count(*) from aside where destination = $1) as aside",
     )
     .bind(destination)
     .bind(COUNT_LIMIT)
@@ -241,6 +244,7 @@ async fn status(pool: &PgPool, destination: &str) -> Result<Status, sqlx::Error>
                 .collect::<Result<_, sqlx::Error>>()?,
         },
         warnings: waiting.try_get("warnings")?,
+        aside: waiting.try_get("aside")?,
     })
 }
 

@@ -75,11 +75,11 @@ impl Ledger {
     }
 
     /// Makes leads due again that were leased under tokens of which nobody knows whether they were ever committed: an accept or
-    /// a claim without an answer. None of them has been posted. Says how many there were.
+    /// a claim without an answer, `oldest` ago at most. None of them has been posted. Says how many there were.
     ///
     /// # Errors
     /// That nothing was released, or that nobody knows.
-    pub async fn release(&self, tokens: Vec<Uuid>, lease: Duration) -> Result<u64, LedgerError> {
+    pub async fn release(&self, tokens: Vec<Uuid>, oldest: Duration, lease: Duration) -> Result<u64, LedgerError> {
         let ledger = self.clone();
         let tokens: Arc<[Uuid]> = tokens.into();
         self.pool
@@ -90,12 +90,13 @@ impl Ledger {
                     let released = sqlx::query(
                         "update leads set lease = null, leased_by = null, next_attempt_at = now(), changed_at = now() \
                          where destination = $1 and state = 'pending' and lease = any($2) \
-                             and next_attempt_at > now() - interval '1 minute' \
+                             and next_attempt_at > now() - $4 * interval '1 millisecond' - interval '1 minute' \
                              and next_attempt_at <= now() + $3 * interval '1 millisecond'",
                     )
                     .bind(&*ledger.destination)
                     .bind(&*tokens)
                     .bind(millis(lease))
+                    .bind(millis(oldest))
                     .execute(&mut *transaction)
                     .await?;
                     transaction.commit().await?;

@@ -22,6 +22,7 @@
 //! - No transaction is open while anything else than the database is talked to.
 
 mod accept;
+mod aside;
 mod browse;
 mod claim;
 mod identity;
@@ -80,9 +81,6 @@ pub enum LedgerError {
         /// How long was waited.
         waited: Duration,
     },
-    /// Somebody else has locked the leads.
-    #[error("somebody else has locked these leads, and holds the lock")]
-    Locked,
     /// The tables are not what this version needs.
     #[error("the ledger's tables are not up to date: {0}")]
     Schema(String),
@@ -117,7 +115,7 @@ impl LedgerError {
 
     /// Whether less at a time may get through: it was too much for a statement's time, the server's memory or its limits.
     pub fn is_about_size(&self) -> bool {
-        self.sqlstate().is_some_and(|code| ["57014", "54000", "53200", "08P01"].contains(&code.as_str()))
+        self.sqlstate().is_some_and(|code| ["57014", "54000", "53200"].contains(&code.as_str()))
     }
 
     /// Whether somebody else holds a lock on some of it.
@@ -127,13 +125,14 @@ impl LedgerError {
 
     /// Whether it may have been done all the same.
     pub fn is_unknown(&self) -> bool {
-        self.sqlstate().is_none()
+        // 08: the connection broke; 40003: statement completion unknown.
+        self.sqlstate().is_none_or(|code| code.starts_with("08") || code == "40003")
     }
 
     fn sqlstate(&self) -> Option<String> {
         match self {
             LedgerError::Database { source, .. } => sqlstate(&source.0),
-            LedgerError::Url(_) | LedgerError::NoAnswer { .. } | LedgerError::Locked | LedgerError::Schema(_) => None,
+            LedgerError::Url(_) | LedgerError::NoAnswer { .. } | LedgerError::Schema(_) => None,
         }
     }
 }

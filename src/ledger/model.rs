@@ -114,6 +114,8 @@ pub enum Fate {
     Repeated(LeadId, LeadState),
     /// Another body under an id that a person holds back; kept as a lead of its own, held back too.
     Held(LeadId, LeadState),
+    /// Its lead is locked by somebody; kept until that ends.
+    Aside(LeadId),
 }
 
 /// How a lead came to be pending.

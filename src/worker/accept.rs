@@ -82,67 +82,101 @@ impl Accept {
         since: Instant,
         accepted: &mut Accepted,
     ) -> Vec<Option<Fate>> {
-        // A token stands for one transaction, however often that is tried.
-        let token = Uuid::new_v4();
-        let mut fates: Vec<Option<Fate>> = vec![None; arrivals.len()];
-        // The places of what is still to be accepted.
-        let mut places: Vec<usize> = (0..arrivals.len()).collect();
+        // A token stands for one transaction, however often that is tried, until it is known how it ended.
+        let mut token = Uuid::new_v4();
         let (mut tries, mut on_lock, mut unknown) = (0, OnLock::Wait, false);
         loop {
-            let error = match self
-                .ledger
-                .accept(Arc::clone(&arrivals), lease.map(|lease| (token, lease)), on_lock)
-                .await
-            {
-                Ok(found) => {
+            let leased = lease.map(|lease| (token, lease));
+            let error = match self.ledger.accept(Arc::clone(&arrivals), leased, on_lock).await {
+                Ok(mut fates) => {
                     self.health.ledger_is_up();
-                    let busy: Vec<bool> = found.iter().map(Option::is_none).collect();
-                    for (place, fate) in places.iter().zip(found) {
-                        fates[*place] = fate;
-                    }
-                    if !busy.contains(&true) {
-                        return fates;
-                    }
-                    places = kept(places, &busy);
-                    arrivals = kept(arrivals.to_vec(), &busy).into();
-                    LedgerError::Locked
-                }
-                Err(error) if (error.is_about_data() || error.is_about_size()) && arrivals.len() > 1 => {
-                    // Something in it cannot be stored, or not so much at once: halves, until the culprit stands alone.
-                    let (left, right) = arrivals.split_at(arrivals.len() / 2);
-                    let mut halves = Box::pin(self.commit(left.into(), lease, since, accepted)).await;
-                    halves.extend(Box::pin(self.commit(right.into(), lease, since, accepted)).await);
-                    for (place, fate) in places.into_iter().zip(halves) {
-                        fates[place] = fate;
+                    if fates.iter().any(Option::is_none) {
+                        self.set_aside(&arrivals, &mut fates, accepted).await;
                     }
                     return fates;
                 }
-                Err(error) if error.is_about_data() && arrivals.iter().all(is_whole) => {
-                    tracing::error!(error = %chain(&error), "a message cannot be stored as it is; keeping its body alone");
-                    arrivals = arrivals.iter().map(body_alone).collect();
-                    continue;
-                }
-                Err(error) => {
-                    self.health.ledger_is_down(&error);
-                    if error.is_about_locks() {
-                        on_lock = OnLock::Skip;
-                    }
-                    unknown |= error.is_unknown();
-                    error
-                }
+                Err(error) => error,
             };
+            let is_splittable = (error.is_about_data() || error.is_about_size()) && arrivals.len() > 1;
+            let is_locked = error.is_about_locks();
+            if unknown && lease.is_some() && (is_splittable || is_locked) {
+                // Another try may still be committed under this token; what follows needs one of its own.
+                accepted.orphans.push(token);
+                token = Uuid::new_v4();
+                unknown = false;
+            }
+            if is_splittable {
+                // Something in it cannot be stored, or not so much at once: halves, until the culprit stands alone.
+                let (left, right) = arrivals.split_at(arrivals.len() / 2);
+                let mut fates = Box::pin(self.commit(left.into(), lease, since, accepted)).await;
+                fates.extend(Box::pin(self.commit(right.into(), lease, since, accepted)).await);
+                return fates;
+            }
+            if error.is_about_data() && arrivals.iter().all(is_whole) {
+                tracing::error!(error = %chain(&error), "a message cannot be stored as it is; keeping its body alone");
+                arrivals = arrivals.iter().map(body_alone).collect();
+                continue;
+            }
+            if is_locked && on_lock == OnLock::Wait {
+                on_lock = OnLock::Skip;
+                continue;
+            }
+            if is_locked {
+                // Not a row: an id that somebody is about to insert, or the whole table.
+                let mut fates = vec![None; arrivals.len()];
+                self.set_aside(&arrivals, &mut fates, accepted).await;
+                return fates;
+            }
+            unknown |= error.is_unknown();
             tries += 1;
             self.metrics.ledger_failures.inc();
+            self.health.ledger_is_down(&error);
             self.health.turned();
             if since.elapsed() > HOLD {
                 if unknown && lease.is_some() {
                     accepted.orphans.push(token);
                 }
                 accepted.error.get_or_insert(error);
-                return fates;
+                return vec![None; arrivals.len()];
             }
             tracing::warn!(error = %chain(&error), messages = arrivals.len(), "could not accept; holding the messages");
             tokio::time::sleep(AGAIN.delay(tries, fastrand::f64())).await;
+        }
+    }
+
+    /// Sets aside what has no fate because somebody has locked its lead.
+    async fn set_aside(&self, arrivals: &Arc<[Arrival]>, fates: &mut [Option<Fate>], accepted: &mut Accepted) {
+        let locked: Arc<[Arrival]> = arrivals
+            .iter()
+            .zip(&*fates)
+            .filter(|(_, fate)| fate.is_none())
+            .map(|(arrival, _)| arrival.clone())
+            .collect();
+        match self.ledger.set_aside(Arc::clone(&locked)).await {
+            Ok(()) => {
+                tracing::warn!(
+                    messages = locked.len(),
+                    "somebody has locked the leads of these messages; they are set aside until that ends"
+                );
+                for (arrival, fate) in arrivals.iter().zip(fates) {
+                    fate.get_or_insert(Fate::Aside(arrival.id));
+                }
+            }
+            Err(error) => {
+                self.health.ledger_is_down(&error);
+                accepted.error.get_or_insert(error);
+            }
+        }
+    }
+
+    /// Accepts what was set aside before, as far as its locks are gone.
+    pub(super) async fn absorb(&self) {
+        let rules = Arc::clone(&self.rules);
+        match self.ledger.absorb(move |body| rules.check(body).err().unwrap_or_default()).await {
+            Ok(0) => {}
+            Ok(messages) => tracing::info!(messages, "accepted messages that had been set aside"),
+            Err(error) if error.is_about_locks() => {}
+            Err(error) => tracing::warn!(error = %chain(&error), "could not accept what was set aside"),
         }
     }
 
@@ -183,6 +217,7 @@ impl Accept {
             Fate::Invalid(_) => "invalid",
             Fate::Repeated(..) => "repeated",
             Fate::Held(..) => "held",
+            Fate::Aside(_) => "aside",
         };
         self.metrics.messages.count(kind);
         match fate {
@@ -202,7 +237,7 @@ impl Accept {
                 tracing::warn!(lead.id = %id, came_as = %read.arrival.id, %state, "id conflict: another body under an id that a person holds; held too");
             }
             Fate::Repeated(id, state) => tracing::debug!(lead.id = %id, %state, "a message came again"),
-            Fate::Leased(_) | Fate::Parked(_) => {}
+            Fate::Leased(_) | Fate::Parked(_) | Fate::Aside(_) => {}
         }
     }
 }
@@ -215,11 +250,6 @@ fn is_whole(arrival: &Arrival) -> bool {
 fn body_alone(arrival: &Arrival) -> Arrival {
     let message = "the ledger could not store the message with its properties; its body is kept";
     Arrival { message_id: None, violations: vec![Violation::of_message(Code::Unstorable, message)], ..arrival.clone() }
-}
-
-/// Those whose flag is set.
-fn kept<T>(all: Vec<T>, flags: &[bool]) -> Vec<T> {
-    all.into_iter().zip(flags).filter(|(_, flag)| **flag).map(|(one, _)| one).collect()
 }
 
 /// The last receipt of each connection: it acknowledges all before it.

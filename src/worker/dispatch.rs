@@ -222,7 +222,7 @@ impl Trip<'_> {
             }
         });
         if let Outcome::Retry(reason, Some(wait)) = &outcome {
-            self.dispatch.flow.hold(*wait, reason, Instant::now());
+            self.dispatch.flow.hold_all(*wait, reason, Instant::now());
         }
         self.next(&outcome)
     }

@@ -17,6 +17,9 @@ use crate::reason::chain;
 /// An intake loop that has not turned for so long is stuck.
 const STUCK_AFTER: Duration = Duration::from_secs(180);
 
+/// What cannot be settled for so long, because somebody holds a lock, does not keep lost leases of others waiting.
+const LATE_AT_MOST: Duration = Duration::from_secs(120);
+
 /// A ledger that was away for less has cost no lease.
 const LONG_AWAY: Duration = Duration::from_secs(10);
 
@@ -37,7 +40,7 @@ struct State {
     /// When it came back, after having been away.
     ledger_back_at: Option<Instant>,
     /// Whether there are results that could not be settled yet.
-    settling_late: bool,
+    settling_late: Option<Instant>,
     link: Option<watch::Receiver<Link>>,
     turned_at: Instant,
 }
@@ -74,7 +77,7 @@ impl Health {
             ledger: Err("not connected yet".to_owned()),
             ledger_down_since: None,
             ledger_back_at: None,
-            settling_late: false,
+            settling_late: None,
             link: None,
             turned_at: Instant::now(),
         };
@@ -113,12 +116,14 @@ impl Health {
 
     /// Notes whether there are results that could not be settled at the first try.
     pub(super) fn settling_late(&self, late: bool) {
-        self.lock().settling_late = late;
+        let mut state = self.lock();
+        state.settling_late = if late { state.settling_late.or_else(|| Some(Instant::now())) } else { None };
     }
 
-    /// Whether there are results that could not be settled at the first try.
+    /// Whether there are results that could not be settled at the first try, and not for so long that one of them would be
+    /// waited for at the cost of all others.
     pub(super) fn is_settling_late(&self) -> bool {
-        self.lock().settling_late
+        self.lock().settling_late.is_some_and(|since| since.elapsed() < LATE_AT_MOST)
     }
 
     /// The intake loop turns.

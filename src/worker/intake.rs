@@ -70,6 +70,8 @@ pub(super) struct Intake {
     retry_credit: f64,
     /// Leases of which nobody knows whether they are there.
     orphans: Orphans,
+    /// When it is looked again for messages that were set aside.
+    absorb_at: Instant,
 }
 
 impl Intake {
@@ -110,6 +112,7 @@ impl Intake {
             poll_at: Instant::now(),
             retry_credit: 0.0,
             orphans,
+            absorb_at: Instant::now(),
         }
     }
 
@@ -134,6 +137,10 @@ impl Intake {
                 continue;
             }
             self.orphans.release_when_due().await;
+            if self.absorb_at <= Instant::now() {
+                self.absorb_at = Instant::now() + LOOK_AROUND;
+                self.accept.absorb().await;
+            }
             let now = Instant::now();
             let turn = match self.flow.admission(now) {
                 Admission::Wait(until) => self.wait(until, &stop).await,
@@ -169,12 +176,13 @@ impl Intake {
         let mut tries = 0;
         loop {
             let status = serde_json::to_value(self.flow.status(Instant::now())).unwrap_or_default();
+            let asked_at = Instant::now();
             match self.ledger.heartbeat(status, None).await {
                 Ok(beat) => {
                     self.health.ledger_is_up();
                     // A hold outlives the worker that was told.
                     if let Some(hold) = beat.hold {
-                        self.flow.hold(hold, &Reason::new("held", HELD), Instant::now());
+                        self.flow.hold(hold, &Reason::new("held", HELD), asked_at);
                     }
                     return true;
                 }
@@ -343,7 +351,7 @@ impl Intake {
             tokio::select! {
                 () = stop.cancelled() => {}
                 () = self.flow.changed() => {}
-                () = tokio::time::sleep_until(self.poll_at) => {}
+                () = tokio::time::sleep_until(self.poll_at.min(Instant::now() + LOOK_AROUND)) => {}
                 () = self.inbox.take(&mut arrived, room) => {}
             }
         } else {

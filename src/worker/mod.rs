@@ -120,11 +120,8 @@ impl Worker {
         let mut tries = 0;
         loop {
             let ready = async {
-                if migrate {
-                    self.ledger.migrate().await.map(Some)
-                } else {
-                    self.ledger.check_schema().await.map(|()| None)
-                }
+                let applied = if migrate { self.ledger.migrate().await? } else { 0 };
+                self.ledger.check_schema().await.map(|()| applied)
             };
             // What is left behind here goes on by itself, and does no harm.
             let ready = tokio::select! {
@@ -133,10 +130,9 @@ impl Worker {
             };
             match ready {
                 Ok(applied) => {
-                    if let Some(applied @ 1..) = applied {
+                    if applied > 0 {
                         tracing::info!(migrations = applied, "brought the ledger's tables up to date");
                     }
-                    self.ledger.check_schema().await?;
                     return Ok(true);
                 }
                 Err(error @ (LedgerError::Schema(_) | LedgerError::Url(_))) => return Err(error.into()),

@@ -46,7 +46,8 @@ impl Orphans {
             return;
         }
         let tokens = self.tokens.iter().map(|(token, _)| *token).collect();
-        match self.ledger.release(tokens, self.lease).await {
+        let oldest = self.tokens.iter().map(|(_, since)| since.elapsed()).max().unwrap_or_default();
+        match self.ledger.release(tokens, oldest, self.lease).await {
             Ok(released) => {
                 if released > 0 {
                     tracing::info!(leads = released, "released leads that were leased without our knowing");

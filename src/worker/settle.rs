@@ -81,8 +81,11 @@ impl Settler {
     /// Settles until it is known to be settled.
     async fn settle(&self, settlements: Arc<[Settlement]>, mut on_lock: OnLock) -> Settled {
         let mut tries = 0;
+        // What was locked before may have been settled by a try that was given up.
+        let mut repeated = on_lock == OnLock::Skip;
         loop {
-            match self.ledger.settle(Arc::clone(&settlements), tries > 0, on_lock).await {
+            repeated |= tries > 0;
+            match self.ledger.settle(Arc::clone(&settlements), repeated, on_lock).await {
                 Ok(settled) => {
                     self.health.ledger_is_up();
                     return settled;

@@ -49,13 +49,15 @@ impl Upkeep {
 
     async fn turn(&self) {
         let status = serde_json::to_value(self.flow.status(Instant::now())).unwrap_or_default();
-        match self.ledger.heartbeat(status, self.flow.held(Instant::now())).await {
+        let asked_at = Instant::now();
+        match self.ledger.heartbeat(status, self.flow.hold_to_share(asked_at)).await {
             Ok(beat) => {
                 self.health.ledger_is_up();
+                self.flow.hold_is_shared();
                 self.flow.share_with(beat.workers);
                 // Another worker may have been told.
                 if let Some(hold) = beat.hold {
-                    self.flow.hold(hold, &Reason::new("held", HELD), Instant::now());
+                    self.flow.hold(hold, &Reason::new("held", HELD), asked_at);
                 }
             }
             Err(error) => {

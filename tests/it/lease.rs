@@ -230,8 +230,8 @@ async fn leads_that_were_leased_without_an_answer_are_released_uncharged_and_no_
     let lost = Uuid::new_v4();
     let claimed = world.ledger.claim(4, (lost, LEASE), Vec::new()).await.unwrap();
     let others = world.ledger.claim(3, (Uuid::new_v4(), LEASE), Vec::new()).await.unwrap();
-    assert_eq!(world.ledger.release(vec![lost, Uuid::new_v4()], LEASE).await.unwrap(), 4);
-    assert_eq!(world.ledger.release(vec![lost], LEASE).await.unwrap(), 0, "once is enough");
+    assert_eq!(world.ledger.release(vec![lost, Uuid::new_v4()], Duration::ZERO, LEASE).await.unwrap(), 4);
+    assert_eq!(world.ledger.release(vec![lost], Duration::ZERO, LEASE).await.unwrap(), 0, "once is enough");
     let waiting = world.ledger.status().await.unwrap().waiting;
     assert_eq!((waiting.leased, waiting.due), (3, 7));
     for claimed in &claimed {
@@ -263,9 +263,11 @@ async fn a_lead_that_somebody_has_locked_does_not_hold_up_the_settlement_or_the_
         world.until_state(id, LeadState::Delivered).await;
     }
     assert_eq!(world.state(locked).await, Some(LeadState::Pending), "posted, and not settled while it is locked");
+    assert_eq!(world.ledger.status().await.unwrap().aside, 1, "its message is kept, and acknowledged");
     lock.rollback().await.unwrap();
     let lead = world.until_state(locked, LeadState::Delivered).await;
     world.until("the repeated message is counted", async || world.show(locked).await.received == 2).await;
+    assert_eq!(world.ledger.status().await.unwrap().aside, 0);
     assert_eq!((world.posts(locked), lead.attempts), (1, 1));
     world.finish(running).await;
 }

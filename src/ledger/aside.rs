@@ -1,0 +1,118 @@
+//! Messages whose leads somebody has locked: set aside, so that they hold up neither their neighbours nor the queue, and accepted
+//! when the lock is gone.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use sqlx::Row as _;
+use sqlx::postgres::PgRow;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use super::accept::Batch;
+use super::model::{Arrival, OnLock};
+use super::{Ledger, LedgerError};
+use crate::lead::{LeadId, Violation};
+
+/// How many are looked at in one transaction.
+const ABSORBED_AT_ONCE: i64 = 100;
+
+impl Ledger {
+    /// Keeps messages that cannot be accepted now, without touching their leads. They may be acknowledged then.
+    ///
+    /// # Errors
+    /// That nothing was kept, or that nobody knows. Kept twice, a message is accepted twice, and recognized.
+    pub async fn set_aside(&self, arrivals: Arc<[Arrival]>) -> Result<(), LedgerError> {
+        let ledger = self.clone();
+        self.pool
+            .run("set messages aside", move |pool| {
+                let (ledger, arrivals) = (ledger.clone(), Arc::clone(&arrivals));
+                async move {
+                    let mut transaction = pool.begin().await?;
+                    sqlx::query(
+                        "insert into aside (destination, queue, lead_id, message_id, body, redelivered, replay) \
+                         select $1, $2, lead_id, message_id, body, redelivered, replay \
+                         from unnest($3::uuid[], $4::text[], $5::bytea[], $6::bool[], $7::bool[]) \
+                             as t (lead_id, message_id, body, redelivered, replay)",
+                    )
+                    .bind(&*ledger.destination)
+                    .bind(&*ledger.queue)
+                    .bind(arrivals.iter().map(|arrival| arrival.id.0).collect::<Vec<Uuid>>())
+                    .bind(arrivals.iter().map(|arrival| arrival.message_id.as_deref()).collect::<Vec<_>>())
+                    .bind(arrivals.iter().map(|arrival| &*arrival.body).collect::<Vec<&[u8]>>())
+                    .bind(arrivals.iter().map(|arrival| arrival.redelivered).collect::<Vec<_>>())
+                    .bind(arrivals.iter().map(|arrival| arrival.replay).collect::<Vec<_>>())
+                    .execute(&mut *transaction)
+                    .await?;
+                    transaction.commit().await
+                }
+            })
+            .await
+    }
+
+    /// Accepts what was set aside and is not locked any more; it is due then. `check` says what is wrong with a body. Says how
+    /// many there were.
+    ///
+    /// # Errors
+    /// That nothing was accepted, or that nobody knows.
+    pub async fn absorb<C>(&self, check: C) -> Result<usize, LedgerError>
+    where
+        C: Fn(&[u8]) -> Vec<Violation> + Send + Sync + 'static,
+    {
+        let ledger = self.clone();
+        let check = Arc::new(check);
+        self.pool
+            .run("accept messages that were set aside", move |pool| {
+                let (ledger, check) = (ledger.clone(), Arc::clone(&check));
+                async move {
+                    let mut transaction = pool.begin().await?;
+                    let rows = sqlx::query(
+                        "select seq, lead_id, message_id, body, redelivered, replay from aside \
+                         where destination = $1 and queue = $2 order by seq limit $3 for update skip locked",
+                    )
+                    .bind(&*ledger.destination)
+                    .bind(&*ledger.queue)
+                    .bind(ABSORBED_AT_ONCE)
+                    .fetch_all(&mut *transaction)
+                    .await?;
+                    if rows.is_empty() {
+                        return Ok(0);
+                    }
+                    let arrivals = rows.iter().map(|row| arrival(row, &*check)).collect::<Result<Vec<_>, _>>()?;
+                    let mut batch = Batch {
+                        ledger: &ledger,
+                        arrivals: &arrivals,
+                        lease: None,
+                        leased_at: Instant::now(),
+                        given: HashSet::new(),
+                        on_lock: OnLock::Skip,
+                    };
+                    let fates = batch.write(&mut transaction).await?;
+                    let mut done = Vec::new();
+                    for (row, fate) in rows.iter().zip(&fates) {
+                        if fate.is_some() {
+                            done.push(row.try_get::<i64, _>("seq")?);
+                        }
+                    }
+                    let absorbed = done.len();
+                    sqlx::query("delete from aside where seq = any($1)").bind(done).execute(&mut *transaction).await?;
+                    transaction.commit().await?;
+                    Ok(absorbed)
+                }
+            })
+            .await
+    }
+}
+
+fn arrival(row: &PgRow, check: &dyn Fn(&[u8]) -> Vec<Violation>) -> Result<Arrival, sqlx::Error> {
+    let body: Vec<u8> = row.try_get("body")?;
+    Ok(Arrival {
+        id: LeadId(row.try_get("lead_id")?),
+        violations: check(&body),
+        body: Bytes::from(body),
+        message_id: row.try_get("message_id")?,
+        redelivered: row.try_get("redelivered")?,
+        replay: row.try_get("replay")?,
+    })
+}
