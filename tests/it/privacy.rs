@@ -142,8 +142,8 @@ async fn a_run_over_all_outcomes(log: &[&str]) {
 
     // And one that is cut off.
     world.sandbox.faults().script([Fault::latency(Duration::from_millis(300))]);
-    world.publish_body(&lead("last")).await;
     let posts = world.sandbox.journal().counts().posts;
+    world.publish_body(&lead("last")).await;
     world.until("it is being posted", async || world.sandbox.journal().counts().posts > posts).await;
     let said = worker.stop().await;
     assert!(said.contains("lead settled"), "nothing was logged: {said}");
