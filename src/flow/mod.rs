@@ -175,9 +175,12 @@ impl Flow {
         self.lock().unshared.map(|until| until.saturating_duration_since(now)).filter(|wait| !wait.is_zero())
     }
 
-    /// They know.
-    pub fn hold_is_shared(&self) {
-        self.lock().unshared = None;
+    /// They know of a hold up to then; one that was told meanwhile and ends later is still to be shared.
+    pub fn hold_is_shared(&self, until: Instant) {
+        let mut gate = self.lock();
+        if gate.unshared.is_some_and(|unshared| unshared <= until) {
+            gate.unshared = None;
+        }
     }
 
     /// Waits for a hold to begin.

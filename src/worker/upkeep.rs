@@ -50,10 +50,11 @@ impl Upkeep {
     async fn turn(&self) {
         let status = serde_json::to_value(self.flow.status(Instant::now())).unwrap_or_default();
         let asked_at = Instant::now();
-        match self.ledger.heartbeat(status, self.flow.hold_to_share(asked_at)).await {
+        let shared = self.flow.hold_to_share(asked_at);
+        match self.ledger.heartbeat(status, shared).await {
             Ok(beat) => {
                 self.health.ledger_is_up();
-                self.flow.hold_is_shared();
+                self.flow.hold_is_shared(asked_at + shared.unwrap_or_default());
                 self.flow.share_with(beat.workers);
                 // Another worker may have been told.
                 if let Some(hold) = beat.hold {
