@@ -192,7 +192,7 @@ pub enum UnknownFields {
 pub struct Retry {
     /// How many attempts a lead has.
     pub max_attempts: u32,
-    /// How old a lead may become before it is given up; 0: as old as it likes.
+    /// At which age a lead is given up, after an attempt that counts; 0: at none.
     pub max_age_ms: u64,
     /// The delay after the first attempt.
     pub initial_ms: u64,

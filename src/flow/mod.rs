@@ -32,6 +32,9 @@ use crate::reason::Reason;
 use circuit::Circuit;
 use rate::Rate;
 
+/// What a hold is, in words.
+pub const HELD: &str = "the destination asked to be left alone (Retry-After)";
+
 /// Shared flow control of one worker.
 #[derive(Debug)]
 pub struct Flow {
@@ -120,8 +123,7 @@ impl Flow {
     pub fn may_post(&self, is_probe: bool, now: Instant) -> Result<(), (Duration, Reason)> {
         let mut gate = self.lock();
         if let Some(until) = gate.held(now) {
-            let text = "the destination asked to be left alone (Retry-After)";
-            return Err((until - now, Reason::new("held", text)));
+            return Err((until - now, Reason::new("held", HELD)));
         }
         if is_probe || gate.circuit.is_closed() {
             return Ok(());

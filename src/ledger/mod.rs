@@ -11,6 +11,8 @@
 //!      requeue, replay ───> pending, due at T <────────────────────┘
 //! ```
 //!
+//! A message whose lead somebody has locked is set aside in a table of its own, and accepted when the lock is gone.
+//!
 //! # Rules
 //! - Every write is an explicit `begin … commit` in a task of its own that nobody cancels: a cancelled sqlx future can leave its
 //!   connection inside a transaction, and what is written there later is lost without an error.

@@ -25,7 +25,7 @@ use super::orphans::Orphans;
 use super::settle::AGAIN;
 use crate::broker::{Inbox, Link, Message, Want};
 use crate::config::Settings;
-use crate::flow::{Admission, Flow};
+use crate::flow::{self, Admission, Flow};
 use crate::lead::{LeadId, LeadRules};
 use crate::ledger::{Ledger, LedgerError};
 use crate::metrics::Metrics;
@@ -42,9 +42,6 @@ const MAX_BATCH_BYTES: usize = 8 * 1024 * 1024;
 
 /// How long stopping waits for the consumer to be cancelled.
 const CANCEL_WAIT: Duration = Duration::from_secs(5);
-
-/// What a hold is, in words.
-pub(super) const HELD: &str = "the destination asked to be left alone (Retry-After)";
 
 /// Nothing is waited for longer without a look at what else has changed.
 pub(super) const LOOK_AROUND: Duration = Duration::from_secs(5);
@@ -182,7 +179,7 @@ impl Intake {
                     self.health.ledger_is_up();
                     // A hold outlives the worker that was told.
                     if let Some(hold) = beat.hold {
-                        self.flow.hold(hold, &Reason::new("held", HELD), asked_at);
+                        self.flow.hold(hold, &Reason::new("held", flow::HELD), asked_at);
                     }
                     return true;
                 }
@@ -445,7 +442,7 @@ impl Intake {
         };
         let place = match place {
             Some(place) => place,
-            // More came than places were reserved for (a repeated claim); the window is never closed.
+            // One place was reserved for each; the window is never closed.
             None => match Arc::clone(&self.flow.window).acquire_owned().await {
                 Ok(place) => place,
                 Err(_) => return,

@@ -4,7 +4,7 @@
 //!            intake                      dispatch                      settle
 //!   queue ──> decode, validate, ──────> a task per lead: slot, ──────> attempts and states of
 //!   ledger    accept or claim            token, post, classify          many leads, fenced
-//!   (due)     then acknowledge                                          
+//!   (due)     then acknowledge
 //!                                   upkeep: heartbeat, leases that ran out
 //! ```
 //!

@@ -7,10 +7,9 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::health::Health;
-use super::intake::HELD;
 use super::verdict::{Facts, Policy};
 use crate::destination::Outcome;
-use crate::flow::Flow;
+use crate::flow::{self, Flow};
 use crate::ledger::{Expired, Ledger};
 use crate::metrics::Metrics;
 use crate::reason::{Reason, chain};
@@ -58,7 +57,7 @@ impl Upkeep {
                 self.flow.share_with(beat.workers);
                 // Another worker may have been told.
                 if let Some(hold) = beat.hold {
-                    self.flow.hold(hold, &Reason::new("held", HELD), asked_at);
+                    self.flow.hold(hold, &Reason::new("held", flow::HELD), asked_at);
                 }
             }
             Err(error) => {
