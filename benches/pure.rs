@@ -4,8 +4,8 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use leadpost::config::{ResponseRules, Retry, Source};
-use leadpost::destination::classify;
+use leadpost::config::{Retry, Settings, Source};
+use leadpost::destination::Answers;
 use leadpost::http::{Answer, Exchange};
 use leadpost::lead::{LeadRules, identify};
 use leadpost::schedule::Schedule;
@@ -14,30 +14,42 @@ const LEAD: &str = r#"{"name":"Ann","lastName":"Lee","email":"ann.lee@example.co
 
 const ANSWER: &str = r#"{"id":1834,"name":"Ann","lastName":"Lee","type":"SALES","email":"ann.lee@example.com","scheduleId":135,"assistantId":61,"nextScheduleTime":"2026-01-01T00:00:00Z","state":"Cold","subState":"Followup_1","followup":1}"#;
 
-fn rules() -> LeadRules {
-    let nothing = Source { file: Some("/dev/null".into()), ..Source::default() };
-    LeadRules::of(&nothing.read().expect("the defaults can be read"))
+fn settings(preset: &str) -> Settings {
+    let nothing = Source {
+        file: Some("/dev/null".into()),
+        flags: vec![("destination.preset".to_owned(), preset.to_owned())],
+        ..Source::default()
+    };
+    nothing.read().expect("the presets can be read")
+}
+
+fn rules(preset: &str) -> LeadRules {
+    LeadRules::of(&settings(preset)).expect("the presets compile")
 }
 
 fn lead(criterion: &mut Criterion) {
-    let rules = rules();
+    let (rules, by_jq) = (rules("7targets"), rules("squadrun"));
+    let id = identify("leads", None, LEAD.as_bytes());
     let trimmed = LEAD.replace("\"Ann\"", "\" Ann \"");
     let mut group = criterion.benchmark_group("lead");
     group.throughput(Throughput::Bytes(LEAD.len() as u64));
-    group.bench_function("check, goes out as it came", |b| b.iter(|| rules.check(black_box(LEAD.as_bytes()))));
-    group.bench_function("check, rebuilt", |b| b.iter(|| rules.check(black_box(trimmed.as_bytes()))));
+    group.bench_function("check, goes out as it came", |b| b.iter(|| rules.check(id, black_box(LEAD.as_bytes()))));
+    group.bench_function("check, rebuilt", |b| b.iter(|| rules.check(id, black_box(trimmed.as_bytes()))));
+    group.bench_function("check, made by jq", |b| b.iter(|| by_jq.check(id, black_box(LEAD.as_bytes()))));
     group.bench_function("identify by body", |b| b.iter(|| identify("leads", None, black_box(LEAD.as_bytes()))));
     group.finish();
 }
 
 fn answer(criterion: &mut Criterion) {
-    let rules = ResponseRules::default();
+    let answers = |preset| Answers::of(&settings(preset).destination).expect("the presets compile");
+    let (plain, by_jq) = (answers("7targets"), answers("kaisa"));
     let exchange =
         |status, body: &str| Exchange::Answered(Answer { status, body: body.as_bytes().to_vec(), ..Answer::default() });
     let delivered = exchange(201, ANSWER);
     let rejected = exchange(422, r#"{"message":"email is not valid"}"#);
-    criterion.bench_function("classify 201", |b| b.iter(|| classify(&rules, black_box(&delivered))));
-    criterion.bench_function("classify 422", |b| b.iter(|| classify(&rules, black_box(&rejected))));
+    criterion.bench_function("classify 201", |b| b.iter(|| plain.classify(black_box(&delivered))));
+    criterion.bench_function("classify 201, by jq", |b| b.iter(|| by_jq.classify(black_box(&delivered))));
+    criterion.bench_function("classify 422", |b| b.iter(|| plain.classify(black_box(&rejected))));
 }
 
 fn schedule(criterion: &mut Criterion) {

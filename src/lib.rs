@@ -29,6 +29,7 @@
 //!
 //! | module | what it does |
 //! |---|---|
+//! | [`jq`] | jq expressions: from a lead to a body, tests on answers. The only module that names `jaq` |
 //! | [`config`] | file, environment and flags to settings that were checked as a whole; presets of lead APIs |
 //! | [`telemetry`], [`lifecycle`] | log lines; signals to a drain |
 //! | [`reason`] | why something is as it is, in words that may be shown |
@@ -36,13 +37,13 @@
 //! | [`lead`] | pure: bytes to a lead, or to all that is wrong with them; which lead a message is about |
 //! | [`broker`] | RabbitMQ: supervise, consume, acknowledge, publish. The only module that names `lapin` |
 //! | [`ledger`] | Postgres: accept, claim, settle, requeue, browse, verify. The only module that names `sqlx` |
-//! | [`auth`] | access tokens: one file per way of getting them, one cache for all |
-//! | [`destination`] | the post, and pure: what an answer means |
+//! | [`auth`] | logging in: one file per way of it, one cache for all |
+//! | [`destination`] | the post, the question whether one arrived, and pure: what an answer means |
 //! | [`flow`] | when may a lead be sent: slots, rate, hold, circuit |
 //! | [`metrics`] | what is counted |
 //! | [`worker`] | the loops: intake, dispatch, settle, upkeep |
 //! | [`admin`] | health and metrics over HTTP |
-//! | [`sandbox`] | a stand-in lead API with faults, for trials and tests; uses none of the others |
+//! | [`sandbox`] | stand-in lead APIs with faults, for trials and tests; uses none of the others |
 //! | [`cli`] | one file per command |
 //!
 //! # Where to start reading
@@ -58,6 +59,7 @@ pub mod config;
 pub mod destination;
 pub mod flow;
 pub mod http;
+pub mod jq;
 pub mod lead;
 pub mod ledger;
 pub mod lifecycle;

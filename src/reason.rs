@@ -32,6 +32,11 @@ impl Reason {
         Self { code: Cow::Owned(format!("http_{status}")), text, said: one_line(said) }
     }
 
+    /// A reason of our own, with what the other side said.
+    pub fn quoting(code: &'static str, text: impl Into<String>, said: &str) -> Self {
+        Self { said: one_line(said), ..Self::new(code, text) }
+    }
+
     /// The same, with a sentence of our own in front.
     #[must_use]
     pub fn preceded_by(&self, words: &str) -> Self {

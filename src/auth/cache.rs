@@ -11,16 +11,26 @@
 //! - Single flight: while one caller fetches, the others wait for its result, be it a token or an error.
 //! - Invalidation names the token that was refused: a late 401 for an old token does not throw the new one away.
 //! - A slow token endpoint never stops callers that still have a valid token.
+//! - A session that slides is not renewed ahead of time: each success begins its lifetime anew, and only one that was idle for too
+//!   long ends.
+//! - Refresh tokens stay here: whoever fetches uses the one that came last, and a token that is dropped leaves it behind.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{AuthError, ClientCredentials, Token};
+use super::{AuthError, Grant, Login, Times, Token};
+use crate::config::Secret;
 
 /// After a renewal in the background has failed, the next one waits this long, or a tenth of the lifetime if that is less.
 const RENEWAL_PAUSE: Duration = Duration::from_secs(10);
+
+/// The share of its lifetime after which a token is renewed; AWS recommends it for Cognito.
+const RENEW_AFTER: f64 = 0.75;
+
+/// The share of its lifetime after which a token is not used any more: a request takes time to arrive.
+const EXPIRES_AFTER: f64 = 0.95;
 
 /// The cache; clones share it.
 #[derive(Debug, Clone)]
@@ -30,7 +40,7 @@ pub struct Tokens {
 
 #[derive(Debug)]
 struct Inner {
-    source: ClientCredentials,
+    login: Login,
     state: Mutex<State>,
     /// Held by whoever fetches.
     flight: tokio::sync::Mutex<()>,
@@ -38,7 +48,9 @@ struct Inner {
 
 #[derive(Debug, Default)]
 struct State {
-    token: Option<Token>,
+    current: Option<Current>,
+    /// What gets the next token without logging in anew.
+    refresh: Option<Secret>,
     /// How many tokens there have been.
     serial: u64,
     /// The last failure, and when it was.
@@ -48,9 +60,21 @@ struct State {
     renewing: bool,
 }
 
+/// The token in hand.
+#[derive(Debug)]
+struct Current {
+    token: Token,
+    /// As it was granted, for the log-out.
+    granted: Secret,
+    lifetime: Duration,
+    times: Times,
+}
+
 /// What is known of the tokens, for health and metrics.
 #[derive(Debug, Clone)]
 pub struct TokenStatus {
+    /// Whether the credentials do not change, so that there is nothing to fetch.
+    pub is_fixed: bool,
     /// How long the token in hand can still be used; `None` without one.
     pub valid_for: Option<Duration>,
     /// How many tokens were fetched by this process.
@@ -59,10 +83,28 @@ pub struct TokenStatus {
     pub failure: Option<String>,
 }
 
+impl Times {
+    fn of(lifetime: Duration, since: Instant, is_sliding: bool) -> Self {
+        let after = |share: f64| Duration::try_from_secs_f64(lifetime.as_secs_f64() * share).ok();
+        let at = |share: f64| after(share).and_then(|after| since.checked_add(after));
+        Self { expires_at: at(EXPIRES_AFTER), renew_at: if is_sliding { None } else { at(RENEW_AFTER) } }
+    }
+
+    fn is_over(at: Option<Instant>, now: Instant) -> bool {
+        at.is_some_and(|at| at <= now)
+    }
+}
+
 impl Tokens {
-    /// A cache in front of this source.
-    pub fn new(source: ClientCredentials) -> Self {
-        Self { inner: Arc::new(Inner { source, state: Mutex::default(), flight: tokio::sync::Mutex::default() }) }
+    /// A cache in front of this log-in.
+    pub fn new(login: Login) -> Self {
+        let tokens =
+            Self { inner: Arc::new(Inner { login, state: Mutex::default(), flight: tokio::sync::Mutex::default() }) };
+        if tokens.is_fixed() {
+            let grant = Grant { token: Secret::default(), refresh: None, lifetime: Duration::MAX };
+            tokens.keep(grant, Instant::now());
+        }
+        tokens
     }
 
     /// A token that is valid now.
@@ -71,12 +113,12 @@ impl Tokens {
     /// Why none can be had. All callers that waited for the same fetch get the same error.
     pub async fn get(&self) -> Result<Token, AuthError> {
         let asked_at = Instant::now();
-        if let Some(token) = self.valid(asked_at) {
-            self.renew_if_due(&token, asked_at);
+        if let Some((token, times)) = self.valid(asked_at) {
+            self.renew_if_due(times, asked_at);
             return Ok(token);
         }
         let _flight = self.inner.flight.lock().await;
-        if let Some(token) = self.valid(Instant::now()) {
+        if let Some((token, _)) = self.valid(Instant::now()) {
             return Ok(token);
         }
         // Somebody's fetch failed while we waited for it: it was ours too.
@@ -92,11 +134,50 @@ impl Tokens {
         self.valid(Instant::now()).is_some()
     }
 
+    /// Whether the credentials do not change: what the API refuses once it refuses always.
+    pub fn is_fixed(&self) -> bool {
+        self.inner.login.is_fixed()
+    }
+
+    /// Whether a token is the one in hand: no other one has replaced it.
+    pub fn is_current(&self, token: &Token) -> bool {
+        self.lock().current.as_ref().is_some_and(|current| current.token.serial == token.serial)
+    }
+
     /// Forgets a token that the API did not accept, unless it has been replaced already.
     pub fn invalidate(&self, refused: &Token) {
         let mut state = self.lock();
-        if state.token.as_ref().is_some_and(|token| token.serial == refused.serial) {
-            state.token = None;
+        let is_current = state.current.as_ref().is_some_and(|current| current.token.serial == refused.serial);
+        if is_current && !self.is_fixed() {
+            state.current = None;
+        }
+    }
+
+    /// Says that the API took a request with this token, which began then. A session that slides lives on from there.
+    pub fn succeeded(&self, token: &Token, began_at: Instant) {
+        if !self.inner.login.is_sliding() {
+            return;
+        }
+        let mut state = self.lock();
+        if let Some(current) = state.current.as_mut().filter(|current| current.token.serial == token.serial) {
+            let times = Times::of(current.lifetime, began_at, true);
+            current.times.expires_at = current.times.expires_at.max(times.expires_at);
+        }
+    }
+
+    /// Ends what was granted, where the API can do that. To be called when nothing is sent any more.
+    pub async fn log_out(&self) {
+        let _flight = self.inner.flight.lock().await;
+        let (current, refresh) = {
+            let mut state = self.lock();
+            (state.current.take(), state.refresh.take())
+        };
+        let Some(current) = current else { return };
+        match self.inner.login.end(&current.granted, refresh.as_ref()).await {
+            Ok(()) => tracing::debug!("logged out"),
+            Err(error) => {
+                tracing::warn!(error = %error.reason().text, "could not log out; what was granted ends by itself")
+            }
         }
     }
 
@@ -104,8 +185,12 @@ impl Tokens {
     pub fn status(&self) -> TokenStatus {
         let now = Instant::now();
         let state = self.lock();
+        let left = |current: &Current| {
+            current.times.expires_at.map_or(Duration::MAX, |expires_at| expires_at.saturating_duration_since(now))
+        };
         TokenStatus {
-            valid_for: state.token.as_ref().map(|token| token.expires_at.saturating_duration_since(now)),
+            is_fixed: self.is_fixed(),
+            valid_for: state.current.as_ref().map(left),
             fetched: state.serial,
             failure: state.failure.as_ref().map(|(_, error)| error.to_string()),
         }
@@ -116,38 +201,43 @@ impl Tokens {
         self.inner.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn valid(&self, now: Instant) -> Option<Token> {
-        self.lock().token.clone().filter(|token| now < token.expires_at)
+    fn valid(&self, now: Instant) -> Option<(Token, Times)> {
+        let state = self.lock();
+        let current = state.current.as_ref().filter(|current| !Times::is_over(current.times.expires_at, now))?;
+        Some((current.token.clone(), current.times))
     }
 
     /// Fetches a token; the caller holds the flight.
     async fn fetch(&self) -> Result<Token, AuthError> {
         let left_at = Instant::now();
-        let result = self.inner.source.fetch().await;
-        let mut state = self.lock();
-        match result {
+        let refresh = self.lock().refresh.clone();
+        match self.inner.login.fetch(refresh.as_ref()).await {
             Ok(grant) => {
-                state.serial += 1;
-                let token = Token {
-                    authorization: grant.authorization,
-                    serial: state.serial,
-                    expires_at: left_at + grant.lifetime.mul_f64(0.95),
-                    renew_at: left_at + grant.lifetime.mul_f64(0.75),
-                };
-                state.token = Some(token.clone());
-                state.failure = None;
                 tracing::info!(token.lifetime_s = grant.lifetime.as_secs(), "got an access token");
-                Ok(token)
+                Ok(self.keep(grant, left_at))
             }
             Err(error) => {
-                state.failure = Some((Instant::now(), error.clone()));
+                self.lock().failure = Some((Instant::now(), error.clone()));
                 Err(error)
             }
         }
     }
 
-    fn renew_if_due(&self, token: &Token, now: Instant) {
-        if now < token.renew_at {
+    fn keep(&self, grant: Grant, left_at: Instant) -> Token {
+        let credential = Arc::new(self.inner.login.credential(&grant));
+        let times = Times::of(grant.lifetime, left_at, self.inner.login.is_sliding());
+        let mut state = self.lock();
+        // What cannot be fetched is not counted as fetched.
+        state.serial += u64::from(!self.is_fixed());
+        let token = Token { credential, serial: state.serial };
+        state.refresh = grant.refresh;
+        state.failure = None;
+        state.current = Some(Current { token: token.clone(), granted: grant.token, lifetime: grant.lifetime, times });
+        token
+    }
+
+    fn renew_if_due(&self, times: Times, now: Instant) {
+        if !Times::is_over(times.renew_at, now) {
             return;
         }
         let mut state = self.lock();
@@ -157,7 +247,8 @@ impl Tokens {
         state.renewing = true;
         drop(state);
         let tokens = self.clone();
-        let pause = RENEWAL_PAUSE.min((token.expires_at - token.renew_at) / 2);
+        let rest = times.expires_at.zip(times.renew_at).map(|(end, renewal)| end.saturating_duration_since(renewal));
+        let pause = rest.map_or(RENEWAL_PAUSE, |rest| RENEWAL_PAUSE.min(rest / 2));
         tokio::spawn(async move {
             let _flight = tokens.inner.flight.lock().await;
             let result = tokens.fetch().await;

@@ -88,8 +88,9 @@ fn show(lead: &LeadRecord) -> anyhow::Result<()> {
     for attempt in &lead.history {
         let status = attempt.http_status.map(|status| format!(" {status}")).unwrap_or_default();
         let counted = if attempt.charged { "" } else { " (not counted)" };
+        let query = if attempt.request == "query" { "query: " } else { "" };
         print(&format!(
-            "  #{} {} {}{status} after {} ms{counted}",
+            "  #{} {} {query}{}{status} after {} ms{counted}",
             attempt.number,
             moment(attempt.started_at),
             attempt.outcome,
@@ -123,7 +124,7 @@ fn sentence(lead: &LeadRecord) -> String {
                 None => format!("waits to be posted, due {when}: {why}"),
             }
         }
-        LeadState::Delivered => "the API took it".to_owned(),
+        LeadState::Delivered => lead.reason.clone().unwrap_or_else(|| "the API took it".to_owned()),
         LeadState::Duplicate => format!("the API has it already: {why}"),
         LeadState::Invalid => format!("not a valid lead, never posted; mend it and publish it again: {why}"),
         LeadState::Rejected => format!("the API refuses it: {why}. leadpost requeue sends it again"),

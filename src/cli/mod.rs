@@ -205,7 +205,7 @@ fn exit_of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<Exit> {
     match cause.downcast_ref::<StartError>() {
         Some(StartError::Ledger(error)) => return Some(of_ledger(error)),
         Some(StartError::Broker(error)) => return Some(of_broker(error)),
-        Some(StartError::Http(_)) => return Some(Exit::Config),
+        Some(StartError::Http(_) | StartError::Rules(_)) => return Some(Exit::Config),
         None => {}
     }
     if cause.is::<PublishError>() {

@@ -2,18 +2,15 @@
 
 use url::Url;
 
+use super::destination_check::check_destination;
 use super::ranges::out_of_range;
-use super::{ConfigError, Settings, fill_in};
+use super::{ConfigError, Settings};
 
 /// The time between the end of a post and its settlement, and for clocks to disagree, that a lease must leave.
 pub const LEASE_MARGIN_MS: u64 = 15_000;
 
 /// The slowest rate that is one: a post in 1000 seconds.
 const MIN_RATE_PER_S: f64 = 0.001;
-
-/// Headers of a post that are not the user's: leadpost or HTTP itself sets them.
-const OWN_HEADERS: [&str; 6] =
-    ["authorization", "idempotency-key", "host", "content-length", "transfer-encoding", "connection"];
 
 /// Checks that RabbitMQ's URL is set.
 ///
@@ -77,15 +74,17 @@ pub fn check(settings: &Settings) -> Result<(), Vec<String>> {
         format!("flow.probe_initial_ms ({}) is above flow.probe_max_ms ({})", flow.probe_initial_ms, flow.probe_max_ms),
     );
 
-    // Under its lease a lead may wait for its slot behind one other post and then for a token, before it is posted and settled.
-    // A second post after a 401, or a longer wait, must fit in as well: the worker looks before each post, and hands the lead
-    // back if it does not.
+    // Under its lease a lead may wait for its slot behind one other post and then for a token, before it is asked for, posted and
+    // settled. A second post after a 401, or a longer wait, must fit in as well: the worker looks before each request, and hands
+    // the lead back if it does not.
     let (request, auth) = (&destination.request, &destination.auth);
-    let longest = request.timeout_ms.saturating_mul(2).saturating_add(auth.timeout_ms).saturating_add(LEASE_MARGIN_MS);
+    let (requests, times) = if destination.reconcile.is_set() { (3, "three times") } else { (2, "twice") };
+    let longest =
+        request.timeout_ms.saturating_mul(requests).saturating_add(auth.timeout_ms).saturating_add(LEASE_MARGIN_MS);
     require(
         flow.lease_ms > longest,
         format!(
-            "flow.lease_ms ({}) must be longer than twice destination.request.timeout_ms + destination.auth.timeout_ms + \
+            "flow.lease_ms ({}) must be longer than {times} destination.request.timeout_ms + destination.auth.timeout_ms + \
              {LEASE_MARGIN_MS} ({longest}): a lead could be posted again while its post still runs; raise flow.lease_ms or \
              lower the timeouts",
             flow.lease_ms
@@ -135,94 +134,6 @@ pub fn check(settings: &Settings) -> Result<(), Vec<String>> {
     }
     problems.extend(check_destination(settings));
     if problems.is_empty() { Ok(()) } else { Err(problems) }
-}
-
-fn check_destination(settings: &Settings) -> Vec<String> {
-    let destination = &settings.destination;
-    let mut problems = Vec::new();
-    if destination.mandatory.is_empty() {
-        problems.push("destination.mandatory is empty; name the fields that a lead must have".to_owned());
-    }
-    for (key, template) in [
-        ("destination.auth.token_url", &destination.auth.token_url),
-        ("destination.request.url", &destination.request.url),
-    ] {
-        match fill_in(template, &destination.variables) {
-            Err(missing) => problems.push(missing_variable(key, &missing)),
-            Ok(url) => match Url::parse(&url) {
-                Ok(url) if has_credentials(&url) => problems.push(format!(
-                    "{key} holds a user or a password, which do not belong into a URL: it may be shown; take them out"
-                )),
-                Ok(url) if ["https", "http"].contains(&url.scheme()) => {}
-                _ => problems.push(format!("{key} is not a URL that begins with https://")),
-            },
-        }
-    }
-    for (name, template) in &destination.request.headers {
-        let key = format!("destination.request.headers.{name}");
-        match http::HeaderName::try_from(name.as_str()) {
-            Err(_) => problems.push(format!("{key}: this is not a header name")),
-            Ok(header) if OWN_HEADERS.contains(&header.as_str()) => {
-                problems.push(format!("{key}: leadpost sets this header itself; take it out"));
-            }
-            Ok(_) => {}
-        }
-        match fill_in(template, &destination.variables) {
-            Err(missing) => problems.push(missing_variable(&key, &missing)),
-            Ok(value) if http::HeaderValue::try_from(value.as_str()).is_err() => {
-                problems.push(format!("{key}: its value cannot stand in a header"));
-            }
-            Ok(_) => {}
-        }
-    }
-    let auth = &destination.auth;
-    if auth.client_id.is_empty() {
-        problems.push("destination.auth.client_id is not set: set LEADPOST__DESTINATION__AUTH__CLIENT_ID".to_owned());
-    }
-    if !auth.client_secret.is_set() {
-        problems.push(
-            "destination.auth.client_secret is not set: set LEADPOST__DESTINATION__AUTH__CLIENT_SECRET or \
-             LEADPOST__DESTINATION__AUTH__CLIENT_SECRET_FILE"
-                .to_owned(),
-        );
-    }
-    let response = &destination.response;
-    if response.success.is_empty() {
-        problems.push("destination.response.success is empty: no post could ever succeed".to_owned());
-    }
-    let sets = response.named_sets();
-    for status in 100..600 {
-        let named: Vec<&str> = sets.iter().filter(|(_, set)| set.contains(status)).map(|(name, _)| *name).collect();
-        if let [first, second, ..] = named[..] {
-            problems.push(format!(
-                "status {status} is in destination.response.{first} and in destination.response.{second}; leave it in one of them"
-            ));
-        }
-    }
-    let proxy = destination.request.proxy.as_str();
-    if !["none", "env"].contains(&proxy) {
-        match Url::parse(proxy) {
-            Ok(url) if has_credentials(&url) => problems.push(
-                "destination.request.proxy holds a user or a password, which do not belong into a URL: it may be shown; set \
-                 destination.request.proxy to \"env\" and the proxy's URL as HTTPS_PROXY"
-                    .to_owned(),
-            ),
-            Ok(url) if url.has_host() => {}
-            _ => problems.push("destination.request.proxy must be \"none\", \"env\" or a proxy's URL".to_owned()),
-        }
-    }
-    problems
-}
-
-fn has_credentials(url: &Url) -> bool {
-    !url.username().is_empty() || url.password().is_some()
-}
-
-fn missing_variable(key: &str, missing: &str) -> String {
-    format!(
-        "{key} needs the variable {missing}: set destination.variables.{missing}, or LEADPOST__DESTINATION__VARIABLES__{}",
-        missing.to_uppercase()
-    )
 }
 
 #[cfg(test)]

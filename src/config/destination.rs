@@ -1,11 +1,10 @@
 //! The settings of a lead API: where leads go, how to log in, and what to post.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{ResponseRules, Secret, lists};
+use super::{Auth, ResponseRules, StatusSet, lists};
 
 /// A lead API.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -15,7 +14,7 @@ pub struct Destination {
     pub preset: String,
     /// The name under which the ledger keeps its leads. Empty: the preset's.
     pub name: String,
-    /// The fields without which a lead is not posted.
+    /// The fields without which a lead is not posted. `a | b` stands for one of several.
     #[serde(deserialize_with = "lists::texts")]
     pub mandatory: Vec<String>,
     /// The further fields that its contract names.
@@ -23,7 +22,7 @@ pub struct Destination {
     pub optional: Vec<String>,
     /// What to do with a lead that may have been posted: `retry` or `hold`.
     pub on_uncertain: OnUncertain,
-    /// Values for `{placeholders}` in URLs and headers.
+    /// Values for `{placeholders}` in URLs, headers and parameters, and for `$variables` in jq expressions.
     pub variables: BTreeMap<String, String>,
     /// How to log in.
     pub auth: Auth,
@@ -31,6 +30,8 @@ pub struct Destination {
     pub request: Request,
     /// How to read the answers.
     pub response: ResponseRules,
+    /// How to ask whether a lead arrived.
+    pub reconcile: Reconcile,
 }
 
 impl Default for Destination {
@@ -45,6 +46,7 @@ impl Default for Destination {
             auth: Auth::default(),
             request: Request::default(),
             response: ResponseRules::default(),
+            reconcile: Reconcile::default(),
         }
     }
 }
@@ -67,46 +69,18 @@ pub enum OnUncertain {
     Hold,
 }
 
-/// OAuth 2.0 client credentials (RFC 6749, section 4.4).
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Auth {
-    /// The token endpoint.
-    pub token_url: String,
-    /// The client's id.
-    pub client_id: String,
-    /// The client's secret.
-    pub client_secret: Secret,
-    /// A file that holds the client's secret.
-    pub client_secret_file: Option<PathBuf>,
-    /// The scope to ask for; empty: none.
-    pub scope: String,
-    /// How long a token is taken to live when the answer does not say.
-    pub default_lifetime_ms: u64,
-    /// How long asking for a token may take.
-    pub timeout_ms: u64,
-}
-
-impl Default for Auth {
-    fn default() -> Self {
-        Self {
-            token_url: String::new(),
-            client_id: String::new(),
-            client_secret: Secret::default(),
-            client_secret_file: None,
-            scope: String::new(),
-            default_lifetime_ms: 300_000,
-            timeout_ms: 10_000,
-        }
-    }
-}
-
 /// The post.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Request {
-    /// Where leads are posted.
+    /// The method of the post.
+    pub method: Method,
+    /// Where leads are posted, with `{placeholders}`.
     pub url: String,
+    /// What the body is.
+    pub body: BodyFormat,
+    /// The jq expression that makes the body of a lead; empty: the lead is the body.
+    pub jq: String,
     /// Further headers, with `{placeholders}`.
     pub headers: BTreeMap<String, String>,
     /// How long a post may take in all.
@@ -124,7 +98,10 @@ pub struct Request {
 impl Default for Request {
     fn default() -> Self {
         Self {
+            method: Method::default(),
             url: String::new(),
+            body: BodyFormat::default(),
+            jq: String::new(),
             headers: BTreeMap::new(),
             timeout_ms: 30_000,
             connect_timeout_ms: 5_000,
@@ -135,36 +112,61 @@ impl Default for Request {
     }
 }
 
-/// Replaces `{name}` by the variable of that name.
-///
-/// # Errors
-/// The name of a variable that is not set, or empty.
-pub fn fill_in(template: &str, variables: &BTreeMap<String, String>) -> Result<String, String> {
-    let mut filled = String::with_capacity(template.len());
-    let mut rest = template;
-    while let Some((before, after)) = rest.split_once('{') {
-        let Some((name, behind)) = after.split_once('}') else { break };
-        filled.push_str(before);
-        match variables.get(name).filter(|value| !value.is_empty()) {
-            Some(value) => filled.push_str(value),
-            None => return Err(name.to_owned()),
-        }
-        rest = behind;
-    }
-    filled.push_str(rest);
-    Ok(filled)
+/// The method of a post.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Method {
+    /// POST.
+    #[default]
+    Post,
+    /// PUT.
+    Put,
+    /// PATCH.
+    Patch,
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// What a body is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BodyFormat {
+    /// `application/json`.
+    #[default]
+    Json,
+    /// `application/x-www-form-urlencoded`: the members of one flat object.
+    Form,
+}
 
-    #[test]
-    fn placeholders_are_filled_and_missing_ones_are_named() {
-        let variables = BTreeMap::from([("id".to_owned(), "7".to_owned()), ("blank".to_owned(), String::new())]);
-        assert_eq!(fill_in("/a/{id}/{id}", &variables), Ok("/a/7/7".to_owned()));
-        assert_eq!(fill_in("/plain", &variables), Ok("/plain".to_owned()));
-        assert_eq!(fill_in("/{other}", &variables), Err("other".to_owned()));
-        assert_eq!(fill_in("/{blank}", &variables), Err("blank".to_owned()));
+/// The question whether a lead arrived, asked before a lead is posted again that may have been posted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Reconcile {
+    /// What is asked with GET, with `{placeholders}` and `{key}`; empty: nothing.
+    pub url: String,
+    /// The jq expression that gives the key of a lead.
+    pub key: String,
+    /// The jq test on the answer that says that the lead is there.
+    pub found: String,
+    /// Statuses that say that it is not.
+    pub absent: StatusSet,
+    /// Where the answer has the lead's id: a JSON Pointer (RFC 6901); empty: nowhere.
+    pub remote_id: String,
+}
+
+impl Default for Reconcile {
+    fn default() -> Self {
+        Self {
+            url: String::new(),
+            key: "$lead_id".to_owned(),
+            found: String::new(),
+            absent: StatusSet::default(),
+            remote_id: String::new(),
+        }
+    }
+}
+
+impl Reconcile {
+    /// Whether the API can be asked.
+    pub fn is_set(&self) -> bool {
+        !self.url.is_empty()
     }
 }

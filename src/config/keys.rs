@@ -8,7 +8,13 @@ use serde_json::Value as Json;
 use super::{ConfigError, Settings};
 
 /// Keys whose subkeys the user chooses.
-const OPEN_TABLES: [&str; 2] = ["destination.variables", "destination.request.headers"];
+const OPEN_TABLES: [&str; 5] = [
+    "destination.variables",
+    "destination.auth.parameters",
+    "destination.auth.headers",
+    "destination.auth.query",
+    "destination.request.headers",
+];
 
 /// The environment variable of a key.
 pub(super) fn variable(key: &str) -> String {

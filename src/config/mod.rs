@@ -11,29 +11,37 @@
 //! - Numbers have bounds, and values that contradict each other stop the start; the error says which and what to change ([`check()`]).
 //! - Durations are milliseconds and say so in their name (`_ms`).
 
+mod auth;
 mod check;
 mod destination;
+mod destination_check;
 mod env;
 mod keys;
 mod lists;
 pub mod preset;
 mod ranges;
+mod redact;
 mod response;
 mod secret;
 mod source;
 mod status;
+mod template;
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub use auth::{Auth, AuthKind, ClientAuth, LifetimeUnit, TokenIn};
 pub use check::{check, need_amqp_url, need_postgres_url};
-pub use destination::{Auth, Destination, OnUncertain, Request, fill_in};
+pub use destination::{BodyFormat, Destination, Method, OnUncertain, Reconcile, Request};
+pub use destination_check::{ANSWER_VARIABLES, LEAD_VARIABLES, Missing, missing, values};
 pub use keys::known_keys;
+pub use redact::Redactor;
 pub use response::ResponseRules;
 pub use secret::Secret;
 pub use source::{ConfigError, Source};
 pub use status::StatusSet;
+pub use template::{Values, fill_in, fill_in_url};
 
 /// All settings, with their defaults.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]

@@ -26,6 +26,12 @@ pub struct ResponseRules {
     /// A rejection whose reason contains one of these texts, in any case, is a duplicate.
     #[serde(deserialize_with = "lists::texts")]
     pub duplicate_texts: Vec<String>,
+    /// The jq test on the body of a success status that says that it is a success; empty: the status says it.
+    pub success_test: String,
+    /// The jq test on the body of a rejection that says that the lead is there already; empty: none.
+    pub duplicate_test: String,
+    /// Where a refusal tells why: a JSON Pointer (RFC 6901); empty: wherever APIs use to.
+    pub reason: String,
     /// Where a success tells the lead's id: a JSON Pointer (RFC 6901).
     pub remote_id: String,
     /// Where a success tells the lead's state.
@@ -50,6 +56,9 @@ impl Default for ResponseRules {
             systemic: StatusSet::of(&["3xx", "4xx", "501", "505"]),
             uncertain: StatusSet::of(&["5xx"]),
             duplicate_texts: Vec::new(),
+            success_test: String::new(),
+            duplicate_test: String::new(),
+            reason: String::new(),
             remote_id: "/id".to_owned(),
             remote_state: "/state".to_owned(),
             remote_sub_state: "/subState".to_owned(),

@@ -9,7 +9,14 @@ use url::Url;
 use super::{ConfigError, Settings};
 
 /// The keys that hold a secret, each of which has a sister with `_file` at its end.
-pub(super) const SECRETS: [&str; 3] = ["amqp.url", "postgres.url", "destination.auth.client_secret"];
+pub(super) const SECRETS: [&str; 6] = [
+    "amqp.url",
+    "postgres.url",
+    "destination.auth.client_secret",
+    "destination.auth.password",
+    "destination.auth.api_key",
+    "destination.auth.bearer_token",
+];
 
 /// A secret setting, or the absence of one. `Debug` and `Serialize` show only whether it is set.
 #[derive(Clone, Default)]
@@ -79,6 +86,9 @@ pub(super) fn resolve(settings: &mut Settings, given_by: impl Fn(&str) -> Option
         (SECRETS[0], &mut settings.amqp.url, &settings.amqp.url_file),
         (SECRETS[1], &mut settings.postgres.url, &settings.postgres.url_file),
         (SECRETS[2], &mut auth.client_secret, &auth.client_secret_file),
+        (SECRETS[3], &mut auth.password, &auth.password_file),
+        (SECRETS[4], &mut auth.api_key, &auth.api_key_file),
+        (SECRETS[5], &mut auth.bearer_token, &auth.bearer_token_file),
     ] {
         let Some(path) = file.as_deref().filter(|path| !path.as_os_str().is_empty()) else { continue };
         if secret.is_set() {

@@ -45,9 +45,10 @@ impl Source {
     /// # Errors
     /// All problems that were found at the stage that failed.
     pub fn load(&self) -> Result<Settings, ConfigError> {
-        let settings = self.read()?;
-        super::check(&settings).map_err(ConfigError)?;
-        Ok(settings)
+        let (settings, own) = self.layers()?;
+        let mut problems = super::check(&settings).err().unwrap_or_default();
+        problems.extend(without_effect(&own, &settings));
+        if problems.is_empty() { Ok(settings) } else { Err(ConfigError(problems)) }
     }
 
     /// Reads all layers and resolves secrets, without asking whether a worker could run with the result. For commands that need
@@ -56,6 +57,11 @@ impl Source {
     /// # Errors
     /// As [`Source::load`], without the rules across settings.
     pub fn read(&self) -> Result<Settings, ConfigError> {
+        self.layers().map(|(settings, _)| settings)
+    }
+
+    /// All settings, and those of them that do not come from the preset.
+    fn layers(&self) -> Result<(Settings, Config), ConfigError> {
         let file = self.file_layer()?;
         let env = env::layer(&self.env)?;
         let flags = self.flag_layer()?;
@@ -68,14 +74,14 @@ impl Source {
             ConfigError::one(format!("destination.preset is {name:?}; the presets are {known}"))
         })?;
         let preset = Config::builder()
-            .add_source(File::from_str(preset, FileFormat::Toml))
+            .add_source(File::from_str(preset.toml, FileFormat::Toml))
             .build()
             .map_err(|error| ConfigError::one(format!("preset {name} cannot be read: {error}")))?;
 
         let whole = merge(&[&preset, &file, &env, &flags])?;
         let mut settings: Settings = whole.try_deserialize().map_err(|error| ConfigError::one(describe(&error)))?;
         resolve(&mut settings, |key| env::name(&self.env, key))?;
-        Ok(settings)
+        Ok((settings, own))
     }
 
     fn file_layer(&self) -> Result<Config, ConfigError> {
@@ -125,6 +131,22 @@ impl Source {
         }
         builder.build().map_err(|error| ConfigError::one(describe(&error)))
     }
+}
+
+/// Settings of a log-in that are given, and do not count for its kind: whoever set them believes that they do.
+fn without_effect(own: &Config, settings: &Settings) -> Vec<String> {
+    let kind = settings.destination.auth.kind;
+    let mut given: Vec<String> =
+        own.get_table("destination.auth").map(|table| table.into_keys().collect()).unwrap_or_default();
+    given.sort();
+    given
+        .into_iter()
+        .filter(|key| !["kind", "headers", "query"].contains(&key.as_str()) && !kind.uses().contains(&key.as_str()))
+        .map(|key| {
+            let kind = kind.as_str();
+            format!("destination.auth.{key} has no effect where destination.auth.kind is {kind:?}; take it out, or set the kind that is meant")
+        })
+        .collect()
 }
 
 fn utf8((name, value): (std::ffi::OsString, std::ffi::OsString)) -> Option<(String, String)> {
@@ -382,6 +404,24 @@ mod tests {
             source(&[("LEADPOST__DESTINATION__RESPONSE__SUCCESS", "201,204")], &[]).read().expect("readable");
         assert!(settings.destination.response.success.contains(204));
         assert!(!settings.destination.response.success.contains(200));
+    }
+
+    #[test]
+    fn a_setting_of_another_way_of_logging_in_is_refused() {
+        let load = |env: &[(&str, &str)]| {
+            let mut env = env.to_vec();
+            env.extend([("AMQP_URL", "amqp://h"), ("DATABASE_URL", "postgres://h/d")]);
+            source(&env, &[("destination.preset", "squadiq")]).load()
+        };
+        let token = ("LEADPOST__DESTINATION__AUTH__BEARER_TOKEN", "token");
+        let campaign = ("LEADPOST__DESTINATION__VARIABLES__CAMPAIGN_ID", "7");
+        load(&[token, campaign]).expect("complete");
+        let id = ("LEADPOST__DESTINATION__AUTH__CLIENT_ID", "id");
+        let text = load(&[token, campaign, id]).expect_err("refused").to_string();
+        assert!(
+            text.contains("destination.auth.client_id has no effect where destination.auth.kind is \"bearer\""),
+            "{text}"
+        );
     }
 
     #[test]

@@ -2,10 +2,13 @@
 //!
 //! ```text
 //!   lead + token ──post──> Exchange ──classify──> Outcome          classify is pure
+//!   lead that may have been posted ──ask──> Exchange ──classify──> Outcome
 //! ```
 
 pub mod outcome;
 mod post;
+mod reconcile;
 
-pub use outcome::{Outcome, classify};
+pub use outcome::{Answers, Outcome};
 pub use post::LeadApi;
+pub use reconcile::Query;

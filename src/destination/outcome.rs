@@ -1,7 +1,8 @@
 //! From what came back to what it means: the one place that classifies answers.
 //!
-//! Pure: an [`Exchange`] and the destination's [`ResponseRules`] give an [`Outcome`]. The order of the rules is the order of
-//! the sets in [`ResponseRules`]; every status from 100 to 599 has exactly one outcome.
+//! Pure: an [`Exchange`] and the destination's [`Answers`] give an [`Outcome`]. The order of the rules is the order of the sets in
+//! [`ResponseRules`]; every status from 100 to 599 has exactly one outcome. A test on the body refines it: a success status may
+//! say otherwise in its body, a rejection may say that the lead is there already.
 
 // A new variant must be decided about, not swept up.
 #![warn(clippy::wildcard_enum_match_arm)]
@@ -11,8 +12,10 @@ use std::time::Duration;
 use serde::de::IgnoredAny;
 use serde_json::Value;
 
-use crate::config::ResponseRules;
+use crate::config::{ANSWER_VARIABLES, Destination, ResponseRules};
 use crate::http::{Answer, Exchange};
+use crate::jq::{Json, Program};
+use crate::lead::variables;
 use crate::ledger::Receipt;
 use crate::reason::{Reason, one_line};
 
@@ -35,6 +38,10 @@ pub enum Outcome {
     Uncertain(Reason),
     /// It was provably not posted.
     NotSent(Reason),
+    /// A query found that the API has it, by an earlier post.
+    Reconciled(Receipt, Reason),
+    /// A query found that the API does not have it.
+    Absent(Reason),
 }
 
 impl Outcome {
@@ -49,6 +56,8 @@ impl Outcome {
             Outcome::Retry(..) => "retry",
             Outcome::Uncertain(_) => "uncertain",
             Outcome::NotSent(_) => "not_sent",
+            Outcome::Reconciled(..) => "reconciled",
+            Outcome::Absent(_) => "absent",
         }
     }
 
@@ -62,56 +71,162 @@ impl Outcome {
             | Outcome::Systemic(reason)
             | Outcome::Retry(reason, _)
             | Outcome::Uncertain(reason)
-            | Outcome::NotSent(reason) => Some(reason),
+            | Outcome::NotSent(reason)
+            | Outcome::Reconciled(_, reason)
+            | Outcome::Absent(reason) => Some(reason),
         }
     }
 
     /// All names of outcomes, for metrics that exist before the first attempt.
-    pub const NAMES: [&'static str; 8] =
-        ["delivered", "duplicate", "rejected", "unauthorized", "systemic", "retry", "uncertain", "not_sent"];
+    pub const NAMES: [&'static str; 10] = [
+        "delivered",
+        "duplicate",
+        "rejected",
+        "unauthorized",
+        "systemic",
+        "retry",
+        "uncertain",
+        "not_sent",
+        "reconciled",
+        "absent",
+    ];
 }
 
-/// What an exchange means.
-pub fn classify(rules: &ResponseRules, exchange: &Exchange) -> Outcome {
-    match exchange {
-        Exchange::NotSent(reason) => Outcome::NotSent(reason.clone()),
-        Exchange::Unknown(reason) => Outcome::Uncertain(reason.clone()),
-        Exchange::Answered(answer) => classify_answer(rules, answer),
+/// How a destination's answers are read, with its tests compiled.
+#[derive(Debug)]
+pub struct Answers {
+    rules: ResponseRules,
+    success_test: Option<Test>,
+    duplicate_test: Option<Test>,
+}
+
+/// A jq test on an answer.
+#[derive(Debug)]
+pub(super) struct Test {
+    program: Program,
+    variables: Json,
+}
+
+impl Test {
+    /// The test of this setting; `None`: there is none.
+    ///
+    /// # Errors
+    /// When it does not compile, in words.
+    pub(super) fn of(key: &str, source: &str, destination: &Destination) -> Result<Option<Self>, String> {
+        if source.is_empty() {
+            return Ok(None);
+        }
+        let program = Program::compile(source, &ANSWER_VARIABLES)
+            .map_err(|problem| format!("{key} is no jq expression: {problem}"))?;
+        Ok(Some(Self { program, variables: variables(destination) }))
+    }
+
+    /// Whether it holds; `None` where the body cannot be read or the test fails on it.
+    pub(super) fn holds(&self, answer: &Answer) -> Option<bool> {
+        let status = Json::read(answer.status.to_string().as_bytes()).ok()?;
+        let body = Json::read(&answer.body).ok()?;
+        self.program.run(body, &[status, self.variables.clone()]).ok().map(|value| value.is_true())
     }
 }
 
-fn classify_answer(rules: &ResponseRules, answer: &Answer) -> Outcome {
-    let status = answer.status;
-    let reason = || Reason::of_status(status, &reason_in(answer));
-    if rules.unauthorized.contains(status) {
-        Outcome::Unauthorized(reason())
-    } else if rules.success.contains(status) {
-        // A 201 says that something was made, and JSON is JSON, whatever the header calls it.
-        let is_page = answer.is_html && status != 201 && serde_json::from_slice::<IgnoredAny>(&answer.body).is_err();
-        if is_page {
-            // A log-in page, a captive portal, a proxy's greeting: whoever answered, it was not the lead API.
-            let text = format!("answered {status} with an HTML page instead of JSON; is the URL the lead API's?");
-            return Outcome::Systemic(Reason::new("html_page", text));
+impl Answers {
+    /// Of this destination.
+    ///
+    /// # Errors
+    /// When one of its tests does not compile, in words.
+    pub fn of(destination: &Destination) -> Result<Self, String> {
+        let rules = destination.response.clone();
+        Ok(Self {
+            success_test: Test::of("destination.response.success_test", &rules.success_test, destination)?,
+            duplicate_test: Test::of("destination.response.duplicate_test", &rules.duplicate_test, destination)?,
+            rules,
+        })
+    }
+
+    /// The sets and pointers.
+    pub(super) fn rules(&self) -> &ResponseRules {
+        &self.rules
+    }
+
+    /// What came of a post.
+    pub fn classify(&self, exchange: &Exchange) -> Outcome {
+        match exchange {
+            Exchange::NotSent(reason) => Outcome::NotSent(reason.clone()),
+            Exchange::Unknown(reason) => Outcome::Uncertain(reason.clone()),
+            Exchange::Answered(answer) => self.classify_answer(answer),
         }
-        Outcome::Delivered(receipt(rules, &answer.body))
-    } else if rules.duplicate.contains(status) {
-        Outcome::Duplicate(reason())
-    } else if rules.rejected.contains(status) {
-        let reason = reason();
-        let said = reason.said().to_lowercase();
-        if rules.duplicate_texts.iter().any(|text| said.contains(&text.to_lowercase())) {
-            Outcome::Duplicate(reason)
+    }
+
+    fn classify_answer(&self, answer: &Answer) -> Outcome {
+        let (rules, status) = (&self.rules, answer.status);
+        if rules.unauthorized.contains(status) {
+            Outcome::Unauthorized(self.reason(answer))
+        } else if rules.success.contains(status) {
+            self.classify_success(answer)
+        } else if rules.duplicate.contains(status) {
+            Outcome::Duplicate(self.reason(answer))
+        } else if rules.rejected.contains(status) {
+            self.classify_rejection(answer, self.reason(answer))
+        } else if rules.retry.contains(status) {
+            Outcome::Retry(self.reason(answer), answer.retry_after)
+        } else if rules.systemic.contains(status) {
+            Outcome::Systemic(self.reason(answer))
         } else {
-            Outcome::Rejected(reason)
+            // 5xx by default, and whatever no set names: nothing may be claimed about it.
+            Outcome::Uncertain(self.reason(answer))
         }
-    } else if rules.retry.contains(status) {
-        Outcome::Retry(reason(), answer.retry_after)
-    } else if rules.systemic.contains(status) {
-        Outcome::Systemic(reason())
-    } else {
-        // 5xx by default, and whatever no set names: nothing may be claimed about it.
-        Outcome::Uncertain(reason())
     }
+
+    fn classify_success(&self, answer: &Answer) -> Outcome {
+        let status = answer.status;
+        if is_page(answer) {
+            return Outcome::Systemic(page(status));
+        }
+        match self.success_test.as_ref().map(|test| test.holds(answer)) {
+            None | Some(Some(true)) => Outcome::Delivered(receipt(&self.rules, &answer.body)),
+            Some(Some(false)) => {
+                let text = format!("the API answered {status}, and that it is no success");
+                self.classify_rejection(answer, Reason::quoting("answer_refused", text, &self.said(answer)))
+            }
+            Some(None) => {
+                let text =
+                    format!("the API answered {status}, but destination.response.success_test cannot read the answer");
+                Outcome::Uncertain(Reason::quoting("answer_unreadable", text, &self.said(answer)))
+            }
+        }
+    }
+
+    fn classify_rejection(&self, answer: &Answer, reason: Reason) -> Outcome {
+        let said = reason.said().to_lowercase();
+        let by_text = self.rules.duplicate_texts.iter().any(|text| said.contains(&text.to_lowercase()));
+        let by_test = || self.duplicate_test.as_ref().and_then(|test| test.holds(answer)) == Some(true);
+        if by_text || by_test() { Outcome::Duplicate(reason) } else { Outcome::Rejected(reason) }
+    }
+
+    pub(super) fn reason(&self, answer: &Answer) -> Reason {
+        Reason::of_status(answer.status, &self.said(answer))
+    }
+
+    /// What the API says of it.
+    fn said(&self, answer: &Answer) -> String {
+        let at_pointer = || {
+            let json: Value = serde_json::from_slice(&answer.body).ok()?;
+            json.pointer(&self.rules.reason).filter(|value| !value.is_null()).map(words)
+        };
+        let pointed = if self.rules.reason.is_empty() { None } else { at_pointer() };
+        pointed.unwrap_or_else(|| reason_in(answer))
+    }
+}
+
+/// Whether a success status comes with a page: a log-in page, a captive portal, a proxy's greeting. Whoever answered, it was not
+/// the lead API. A 201 says that something was made, and JSON is JSON, whatever the header calls it.
+pub(super) fn is_page(answer: &Answer) -> bool {
+    answer.is_html && answer.status != 201 && serde_json::from_slice::<IgnoredAny>(&answer.body).is_err()
+}
+
+pub(super) fn page(status: u16) -> Reason {
+    let text = format!("answered {status} with an HTML page instead of JSON; is the URL the lead API's?");
+    Reason::new("html_page", text)
 }
 
 /// What a success says about the lead. A body that cannot be read changes nothing about the success.
@@ -122,16 +237,7 @@ fn receipt(rules: &ResponseRules, body: &[u8]) -> Receipt {
             ..Receipt::default()
         };
     };
-    let read = |pointer: &str| -> Option<String> {
-        if pointer.is_empty() {
-            return None;
-        }
-        json.pointer(pointer).and_then(|value| match value {
-            Value::Null | Value::Array(_) | Value::Object(_) => None,
-            Value::String(text) => Some(one_line(text)),
-            Value::Bool(_) | Value::Number(_) => Some(value.to_string()),
-        })
-    };
+    let read = |pointer: &str| text_at(&json, pointer);
     let state = read(&rules.remote_state);
     let sub_state = read(&rules.remote_sub_state);
     let warning = state.as_deref().filter(|state| rules.warn_states.iter().any(|warn| warn == state)).map(|state| {
@@ -147,6 +253,30 @@ fn receipt(rules: &ResponseRules, body: &[u8]) -> Receipt {
     }
 }
 
+/// The scalar at a pointer, as one line.
+pub(super) fn text_at(json: &Value, pointer: &str) -> Option<String> {
+    if pointer.is_empty() {
+        return None;
+    }
+    json.pointer(pointer).and_then(|value| match value {
+        Value::Null | Value::Array(_) | Value::Object(_) => None,
+        Value::String(text) => Some(one_line(text)),
+        Value::Bool(_) | Value::Number(_) => Some(value.to_string()),
+    })
+}
+
+/// What a JSON value says, for people: `{"email": ["bad", "blank"]}` is `email: bad; blank`.
+fn words(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Array(items) => items.iter().map(words).collect::<Vec<_>>().join("; "),
+        Value::Object(members) => {
+            members.iter().map(|(name, value)| format!("{name}: {}", words(value))).collect::<Vec<_>>().join("; ")
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) => value.to_string(),
+    }
+}
+
 /// The human reason in a body, tolerantly: a JSON string, a member that APIs use for it, or the start of the text.
 ///
 /// 7targets alone has been seen with `"text"`, `{"message": "text"}` and `{"body": "text"}`.
@@ -159,14 +289,10 @@ fn reason_in(answer: &Answer) -> String {
         Ok(Value::String(said)) => one_line(&said),
         Ok(Value::Object(members)) => {
             let said = MEMBERS.iter().find_map(|name| members.get(*name).filter(|value| !value.is_null()));
-            match said {
-                Some(Value::String(said)) => one_line(said),
-                Some(said) => one_line(&said.to_string()),
-                None => one_line(&text),
-            }
+            said.map_or_else(|| one_line(&text), |said| one_line(&words(said)))
         }
         Ok(Value::Null) => String::new(),
-        Ok(other) => one_line(&other.to_string()),
+        Ok(other) => one_line(&words(&other)),
         Err(_) if answer.is_html || text.trim_start().starts_with('<') => one_line(&without_tags(&text)),
         Err(_) => one_line(&text),
     }
@@ -199,6 +325,12 @@ mod tests {
 
     fn answer(status: u16, body: &str) -> Exchange {
         Exchange::Answered(Answer { status, body: body.as_bytes().to_vec(), ..Answer::default() })
+    }
+
+    fn classify(rules: &ResponseRules, exchange: &Exchange) -> Outcome {
+        Answers::of(&Destination { response: rules.clone(), ..Destination::default() })
+            .expect("they compile")
+            .classify(exchange)
     }
 
     fn outcome(status: u16, body: &str) -> Outcome {
@@ -278,6 +410,49 @@ mod tests {
     }
 
     #[test]
+    fn a_success_status_is_a_success_only_if_its_body_says_so() {
+        let rules = ResponseRules {
+            success_test: r#"has("errors") | not"#.to_owned(),
+            duplicate_texts: vec!["already".to_owned()],
+            reason: "/errors".to_owned(),
+            remote_id: "/customers/0/customer_id".to_owned(),
+            ..ResponseRules::default()
+        };
+        let Outcome::Delivered(receipt) = classify(&rules, &answer(200, r#"{"customers":[{"customer_id":7}]}"#)) else {
+            panic!("delivered")
+        };
+        assert_eq!(receipt.remote_id.as_deref(), Some("7"));
+        let refused = classify(&rules, &answer(200, r#"{"errors":["name is too long","custnr is missing"]}"#));
+        assert_eq!(refused.as_str(), "rejected");
+        let reason = refused.reason().expect("a reason");
+        assert_eq!(reason.code, "answer_refused");
+        assert_eq!(
+            reason.for_the_record(),
+            "the API answered 200, and that it is no success: name is too long; custnr is missing"
+        );
+        assert!(!reason.text.contains("name is too long"), "the API's words are for the lead's record alone");
+        assert_eq!(classify(&rules, &answer(200, r#"{"errors":["it exists already"]}"#)).as_str(), "duplicate");
+        for unreadable in ["", "[1", "[]", "\"text\"", "gone"] {
+            assert_eq!(classify(&rules, &answer(200, unreadable)).as_str(), "uncertain", "{unreadable:?}");
+        }
+    }
+
+    #[test]
+    fn a_rejection_whose_body_passes_the_test_is_a_duplicate() {
+        let rules = ResponseRules {
+            duplicate_test: r#"$status == 422 and (.errors | has("contact_api_id"))"#.to_owned(),
+            ..ResponseRules::default()
+        };
+        let of = |status, body: &str| classify(&rules, &answer(status, body)).as_str();
+        assert_eq!(of(422, r#"{"errors":{"contact_api_id":["must be unique"]}}"#), "duplicate");
+        assert_eq!(of(422, r#"{"errors":{"last_name":["is blank"]}}"#), "rejected");
+        assert_eq!(of(400, r#"{"errors":{"contact_api_id":["must be unique"]}}"#), "rejected");
+        for unreadable in ["", "<html>", r#"{"errors":7}"#, "[]"] {
+            assert_eq!(of(422, unreadable), "rejected", "{unreadable:?}");
+        }
+    }
+
+    #[test]
     fn a_success_whose_body_was_cut_is_still_a_success() {
         let Outcome::Delivered(receipt) = outcome(201, r#"{"id":1"#) else { panic!("delivered") };
         assert!(receipt.warning.is_some());
@@ -298,7 +473,10 @@ mod tests {
         ] {
             assert_eq!(reason(body), "the API answered 422: bad email", "{body:?}");
         }
-        assert_eq!(reason(r#"{"errors":{"email":["bad"]}}"#), r#"the API answered 422: {"email":["bad"]}"#);
+        assert_eq!(
+            reason(r#"{"errors":{"email":["bad","blank"],"n":[1]}}"#),
+            "the API answered 422: email: bad; blank; n: 1"
+        );
         assert_eq!(reason(""), "the API answered 422");
         assert!(reason(&"x".repeat(100_000)).chars().count() < 600);
     }

@@ -1,14 +1,17 @@
-//! The post of one lead.
+//! The requests to a lead API: the post of a lead, and the question whether an earlier one arrived.
 
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 
+use super::outcome::{Answers, Outcome};
+use super::reconcile::Query;
 use crate::auth::Token;
-use crate::config::{self, fill_in};
+use crate::config::{self, BodyFormat, fill_in, fill_in_url};
 use crate::http::{ClientError, ClientSettings, Exchange, Outgoing, client, exchange};
 use crate::lead::LeadId;
+use crate::reason::Reason;
 
 /// The lead's id, the same on every post of it. No lead API is known to honour it; those that begin to will find it there
 /// (draft-ietf-httpapi-idempotency-key-header).
@@ -18,8 +21,11 @@ const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 #[derive(Debug)]
 pub struct LeadApi {
     client: reqwest::Client,
+    method: Method,
     url: reqwest::Url,
     headers: HeaderMap,
+    answers: Answers,
+    query: Option<Query>,
     max_answer_bytes: usize,
     max_retry_after: Duration,
 }
@@ -34,17 +40,18 @@ impl LeadApi {
     /// On settings that [`config::check`] refuses.
     pub fn new(destination: &config::Destination, max_retry_after: Duration) -> Result<Self, ClientError> {
         let request = &destination.request;
-        let filled =
-            |template: &str| fill_in(template, &destination.variables).expect("checked: all variables are set");
+        let values = config::values(destination);
         let mut headers = HeaderMap::new();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type(request.body)));
         headers.insert(header::ACCEPT, HeaderValue::from_static("application/json"));
-        for (name, template) in &request.headers {
+        for (name, template) in request.headers.iter().filter(|(_, template)| !template.is_empty()) {
             let name = HeaderName::try_from(name.as_str()).expect("checked: a header's name");
-            let mut value = HeaderValue::try_from(filled(template)).expect("checked: a header's value");
+            let value = fill_in(template, &values).expect("checked: all variables are set");
+            let mut value = HeaderValue::try_from(value).expect("checked: a header's value");
             value.set_sensitive(true);
             headers.insert(name, value);
         }
+        let url = fill_in_url(&request.url, &destination.variables).expect("checked: all variables are set");
         Ok(Self {
             client: client(&ClientSettings {
                 timeout: Duration::from_millis(request.timeout_ms),
@@ -52,8 +59,11 @@ impl LeadApi {
                 idle_timeout: Duration::from_millis(request.idle_timeout_ms),
                 proxy: &request.proxy,
             })?,
-            url: filled(&request.url).parse().expect("checked: a URL"),
+            method: method(request.method),
+            url: url.parse().expect("checked: a URL"),
             headers,
+            answers: Answers::of(destination).expect("checked: the tests compile"),
+            query: Query::of(destination).expect("checked: the expressions compile"),
             max_answer_bytes: request.max_answer_bytes,
             max_retry_after,
         })
@@ -63,13 +73,66 @@ impl LeadApi {
     ///
     /// # Cancel safety
     /// None: a dropped post may have arrived. Callers let it run to its end.
-    pub async fn post(&self, id: LeadId, token: &Token, json: Bytes) -> Exchange {
+    pub async fn post(&self, id: LeadId, token: &Token, body: Bytes) -> (Outcome, Exchange) {
         let mut headers = self.headers.clone();
-        headers.insert(header::AUTHORIZATION, token.authorization());
         let mut text = [0; uuid::fmt::Hyphenated::LENGTH];
         let key = HeaderValue::from_str(id.0.hyphenated().encode_lower(&mut text)).expect("hex and hyphens");
         headers.insert(IDEMPOTENCY_KEY, key);
-        let outgoing = Outgoing { method: Method::POST, url: &self.url, headers, body: json };
-        exchange(&self.client, outgoing, self.max_answer_bytes, self.max_retry_after).await
+        let exchange = self.send(self.method.clone(), &self.url, headers, token, body).await;
+        (self.answers.classify(&exchange), exchange)
+    }
+
+    /// Asks whether an earlier post of the lead with this key has arrived.
+    pub async fn ask(&self, token: &Token, key: &str) -> (Outcome, Exchange) {
+        let Some(query) = &self.query else {
+            let reason = Reason::new("request_invalid", "destination.reconcile is not set");
+            return (Outcome::NotSent(reason.clone()), Exchange::NotSent(reason));
+        };
+        let exchange = match query.url(key) {
+            Ok(url) => {
+                let mut headers = self.headers.clone();
+                headers.remove(header::CONTENT_TYPE);
+                self.send(Method::GET, &url, headers, token, Bytes::new()).await
+            }
+            Err(reason) => Exchange::NotSent(reason),
+        };
+        (query.classify(&self.answers, &exchange), exchange)
+    }
+
+    /// Sends a request with what logs us in, and takes that out of the answer.
+    async fn send(
+        &self,
+        method: Method,
+        url: &reqwest::Url,
+        mut headers: HeaderMap,
+        token: &Token,
+        body: Bytes,
+    ) -> Exchange {
+        let credential = token.credential();
+        credential.add_headers(&mut headers);
+        let with_query = credential.add_query(url);
+        let outgoing = Outgoing { method, url: with_query.as_ref().unwrap_or(url), headers, body };
+        match exchange(&self.client, outgoing, self.max_answer_bytes, self.max_retry_after).await {
+            Exchange::Answered(mut answer) => {
+                answer.body = credential.redactor().clean_bytes(answer.body);
+                Exchange::Answered(answer)
+            }
+            other @ (Exchange::NotSent(_) | Exchange::Unknown(_)) => other,
+        }
+    }
+}
+
+fn content_type(format: BodyFormat) -> &'static str {
+    match format {
+        BodyFormat::Json => "application/json",
+        BodyFormat::Form => "application/x-www-form-urlencoded",
+    }
+}
+
+fn method(method: config::Method) -> Method {
+    match method {
+        config::Method::Post => Method::POST,
+        config::Method::Put => Method::PUT,
+        config::Method::Patch => Method::PATCH,
     }
 }

@@ -19,9 +19,9 @@ impl FieldKind {
     /// The kind of the field with this name in the lead APIs that leadpost knows.
     pub fn of(name: &str) -> Self {
         match name {
-            "name" => FieldKind::Name,
+            "name" | "contact_name" | "first_name" | "last_name" => FieldKind::Name,
             "email" | "assistantEmail" => FieldKind::Email,
-            "assistantId" | "scheduleId" => FieldKind::Id,
+            "assistantId" | "scheduleId" | "lead_id" | "affiliate_id" | "custnr" | "contact_api_id" => FieldKind::Id,
             "customFields" => FieldKind::Any,
             _ => FieldKind::Text,
         }

@@ -1,19 +1,21 @@
 //! What a lead is: from the bytes of a message to a body that may be posted, or to the list of what is wrong with it.
 //!
 //! ```text
-//!   bytes ──decode──> Fields ──validate──> Lead
-//!            │                    │
-//!            └── Violations <─────┘        all of them at once, each with field, stable code and a sentence
+//!   bytes ──decode──> Fields ──validate──> object ──body──> Lead
+//!            │                    │                  │
+//!            └── Violations <─────┴──────────────────┘    all of them at once, each with field, stable code and a sentence
 //! ```
 //!
 //! # Rules
 //! - Pure: no I/O, no async, no clock, no randomness. The same bytes and the same [`LeadRules`] give the same answer, which is
 //!   what makes a replay after a fixed configuration meaningful.
 //! - The body that goes out is the body that came in, byte for byte, unless a rule changed something in it (white space
-//!   around name and email, a default assistant, dropped fields). Values are never parsed into numbers and printed again,
+//!   around name and email, a default assistant, dropped fields) or the destination wants another one (`destination.request.jq`,
+//!   a form). Values are never parsed into numbers and printed again,
 //!   so `12345678901234567890` and `1.10` keep every digit.
 //! - A lead is personal data: `Debug` shows sizes, never contents.
 
+mod body;
 mod decode;
 mod fields;
 mod identity;
@@ -24,6 +26,7 @@ use std::fmt;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+pub use body::{BodyRules, variables};
 pub use decode::Fields;
 pub use fields::FieldKind;
 pub use identity::{LeadId, identify};
@@ -32,11 +35,13 @@ pub use validate::{LeadRules, Limits};
 /// A lead that passed every check and may be posted.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Lead {
-    /// The JSON object to post.
+    /// The body to post.
     body: Body,
+    /// The key under which the API can be asked for it.
+    key: Option<String>,
 }
 
-/// The outgoing JSON: the received bytes where nothing had to change.
+/// The outgoing body: the received bytes where nothing had to change.
 #[derive(Clone, PartialEq, Eq)]
 enum Body {
     AsReceived,
@@ -44,12 +49,17 @@ enum Body {
 }
 
 impl Lead {
-    /// The JSON object to post, where a rule changed something; `None`: the body that this lead was read from.
+    /// The body to post, where a rule changed something; `None`: the body that this lead was read from.
     pub fn rebuilt(self) -> Option<Bytes> {
         match self.body {
             Body::AsReceived => None,
             Body::Rebuilt(json) => Some(Bytes::from(json)),
         }
+    }
+
+    /// The key under which the API can be asked for it; `None`: it cannot be asked.
+    pub fn key(&self) -> Option<&str> {
+        self.key.as_deref()
     }
 
     /// Whether a rule changed the body, so that what goes out differs from what came in.
@@ -116,6 +126,8 @@ pub enum Code {
     NotText,
     /// The field is not an email address by RFC 5321.
     EmailSyntax,
+    /// The destination's jq expression gives no body for the lead.
+    Conversion,
     /// The field is not known and `lead.unknown_fields` is `reject`.
     Unknown,
     /// The ledger cannot store the message with all its properties.
@@ -124,7 +136,7 @@ pub enum Code {
 
 impl Code {
     /// All codes, for metrics that exist before the first violation does.
-    pub const ALL: [Code; 14] = [
+    pub const ALL: [Code; 15] = [
         Code::Empty,
         Code::TooLarge,
         Code::NotUtf8,
@@ -137,6 +149,7 @@ impl Code {
         Code::TooLong,
         Code::NotText,
         Code::EmailSyntax,
+        Code::Conversion,
         Code::Unknown,
         Code::Unstorable,
     ];
@@ -156,6 +169,7 @@ impl Code {
             Code::TooLong => "too_long",
             Code::NotText => "not_text",
             Code::EmailSyntax => "email_syntax",
+            Code::Conversion => "conversion",
             Code::Unknown => "unknown",
             Code::Unstorable => "unstorable",
         }

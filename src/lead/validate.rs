@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::fields::FieldKind;
-use super::{Body, Code, Fields, Lead, Violation};
+use super::{Body, BodyRules, Code, Fields, Lead, LeadId, Violation};
 use crate::config::{Settings, UnknownFields};
 
 /// RFC 5321, section 4.5.3.1.3: a path has at most 256 octets, and two of them are the angle brackets.
@@ -32,8 +32,8 @@ pub struct Limits {
 /// What makes a message a lead of this destination.
 #[derive(Debug, Clone)]
 pub struct LeadRules {
-    /// The fields without which a lead is not posted.
-    pub mandatory: Vec<String>,
+    /// The fields without which a lead is not posted, each with those that may stand for it.
+    pub mandatory: Vec<Vec<String>>,
     /// The fields that the destination's contract names; all others are unknown ones.
     pub known: Vec<String>,
     /// What happens to unknown fields.
@@ -42,6 +42,8 @@ pub struct LeadRules {
     pub default_assistant_id: Option<String>,
     /// How much a message may hold.
     pub limits: Limits,
+    /// What is posted.
+    pub body: BodyRules,
 }
 
 /// What a check of one field found.
@@ -58,11 +60,15 @@ enum Found<'a> {
 
 impl LeadRules {
     /// The rules of these settings.
-    pub fn of(settings: &Settings) -> Self {
+    ///
+    /// # Errors
+    /// What of them cannot be used, in words.
+    pub fn of(settings: &Settings) -> Result<Self, String> {
         let Settings { lead, destination, .. } = settings;
-        Self {
-            mandatory: destination.mandatory.clone(),
-            known: destination.mandatory.iter().chain(&destination.optional).cloned().collect(),
+        let mandatory: Vec<Vec<String>> = destination.mandatory.iter().map(|names| alternatives(names)).collect();
+        Ok(Self {
+            known: mandatory.iter().flatten().chain(&destination.optional).cloned().collect(),
+            mandatory,
             unknown: lead.unknown_fields,
             default_assistant_id: lead.default_assistant_id.as_deref().map(assistant_id_json),
             limits: Limits {
@@ -71,14 +77,15 @@ impl LeadRules {
                 text_chars: lead.max_text_chars,
                 fields: lead.max_fields,
             },
-        }
+            body: BodyRules::of(destination)?,
+        })
     }
 
-    /// Decodes and validates a message.
+    /// Decodes and validates the message of the lead with this id, and makes the body that is posted of it.
     ///
     /// # Errors
     /// All violations of the message, at least one, in the order of its fields; absent fields last.
-    pub fn check(&self, body: &[u8]) -> Result<Lead, Vec<Violation>> {
+    pub fn check(&self, id: LeadId, body: &[u8]) -> Result<Lead, Vec<Violation>> {
         let fields = Fields::decode(body, self.limits.message_bytes).map_err(|violation| vec![violation])?;
         if fields.len() > self.limits.fields {
             let message = format!("the object has {} fields; at most {} are allowed", fields.len(), self.limits.fields);
@@ -94,11 +101,10 @@ impl LeadRules {
             .collect();
         let mut rebuilt: Vec<(&str, Cow<'_, str>)> = Vec::with_capacity(fields.len() + 1);
         let mut changed = false;
-        let mut missing: Vec<&str> = self.mandatory.iter().map(String::as_str).collect();
+        let mut missing: Vec<&[String]> = self.mandatory.iter().map(Vec::as_slice).collect();
 
         for (key, value) in fields.iter() {
-            let mandatory = self.mandatory.iter().any(|name| name == key);
-            if !mandatory && !self.known.iter().any(|name| name == key) {
+            if !self.known.iter().any(|name| name == key) {
                 match self.unknown {
                     UnknownFields::Forward => rebuilt.push((key, Cow::Borrowed(value.get()))),
                     UnknownFields::Drop => changed = true,
@@ -112,45 +118,52 @@ impl LeadRules {
             }
             match self.look_at(key, value) {
                 Found::Kept => {
-                    missing.retain(|name| *name != key);
+                    missing.retain(|names| !names.iter().any(|name| name == key));
                     rebuilt.push((key, Cow::Borrowed(value.get())));
                 }
                 Found::Trimmed(text) => {
-                    missing.retain(|name| *name != key);
+                    missing.retain(|names| !names.iter().any(|name| name == key));
                     changed = true;
                     rebuilt.push((key, Cow::Owned(json_string(&text))));
                 }
                 Found::Blank => match &self.default_assistant_id {
                     Some(id) if key == "assistantId" => {
-                        missing.retain(|name| *name != key);
+                        missing.retain(|names| !names.iter().any(|name| name == key));
                         changed = true;
                         rebuilt.push((key, Cow::Borrowed(id)));
                     }
                     _ => rebuilt.push((key, Cow::Borrowed(value.get()))),
                 },
                 Found::Wrong(code, message) => {
-                    missing.retain(|name| *name != key);
+                    missing.retain(|names| !names.iter().any(|name| name == key));
                     violations.push(Violation::new(key, code, message));
                 }
             }
         }
 
         if let Some(id) = &self.default_assistant_id
-            && let Some(at) = missing.iter().position(|name| *name == "assistantId")
+            && let Some(at) = missing.iter().position(|names| names.iter().any(|name| name == "assistantId"))
         {
             missing.remove(at);
             changed = true;
             rebuilt.push(("assistantId", Cow::Borrowed(id)));
         }
-        violations.extend(missing.into_iter().map(|name| {
-            Violation::new(name, Code::Missing, format!("{name} is mandatory; it is absent, null or blank"))
+        violations.extend(missing.into_iter().map(|names| {
+            let first = names.first().map(String::as_str).unwrap_or_default();
+            let all = names.join(" or ");
+            Violation::new(first, Code::Missing, format!("{all} is mandatory; it is absent, null or blank"))
         }));
 
         if !violations.is_empty() {
             return Err(violations);
         }
-        let body = if changed { Body::Rebuilt(json_object(&rebuilt)) } else { as_received(body) };
-        Ok(Lead { body })
+        let checked = if changed { Body::Rebuilt(json_object(&rebuilt)) } else { as_received(body) };
+        let json = match &checked {
+            Body::AsReceived => body,
+            Body::Rebuilt(json) => json,
+        };
+        let made = self.body.make(id, json).map_err(|violation| vec![violation])?;
+        Ok(Lead { body: made.body.map_or(checked, Body::Rebuilt), key: made.key })
     }
 
     /// Checks one known field by its kind.
@@ -173,6 +186,11 @@ impl LeadRules {
             FieldKind::Text => scalar(json, self.limits.text_chars),
         }
     }
+}
+
+/// The names in `a | b`.
+fn alternatives(names: &str) -> Vec<String> {
+    names.split('|').map(|name| name.trim().to_owned()).filter(|name| !name.is_empty()).collect()
 }
 
 /// Digits are a number, and what is a JSON string already (`"61"` with its quotes) stays one; the rest is text.
@@ -299,29 +317,33 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::config::Destination;
 
     const LIMITS: Limits = Limits { message_bytes: 1 << 20, name_chars: 200, text_chars: 20_000, fields: 200 };
 
     fn rules() -> LeadRules {
         LeadRules {
-            mandatory: ["name", "email", "assistantId"].map(str::to_owned).to_vec(),
+            mandatory: ["name", "email", "assistantId"].map(alternatives).to_vec(),
             known: ["name", "lastName", "context", "email", "phone", "scheduleId", "assistantId"]
                 .map(str::to_owned)
                 .to_vec(),
             unknown: UnknownFields::Forward,
             default_assistant_id: None,
             limits: LIMITS,
+            body: BodyRules::of(&Destination::default()).expect("no expression"),
         }
     }
 
+    const ID: LeadId = LeadId(uuid::Uuid::nil());
+
     fn sent(rules: &LeadRules, body: &str) -> String {
-        let lead = rules.check(body.as_bytes()).expect("a valid lead");
+        let lead = rules.check(ID, body.as_bytes()).expect("a valid lead");
         let json = lead.rebuilt().unwrap_or_else(|| body.to_owned().into());
         String::from_utf8(json.to_vec()).expect("JSON is UTF-8")
     }
 
     fn codes(rules: &LeadRules, body: &str) -> Vec<(String, Code)> {
-        let violations = rules.check(body.as_bytes()).expect_err("must be invalid");
+        let violations = rules.check(ID, body.as_bytes()).expect_err("must be invalid");
         violations.into_iter().map(|violation| (violation.field, violation.code)).collect()
     }
 
@@ -383,6 +405,23 @@ mod tests {
     }
 
     #[test]
+    fn one_of_several_names_is_enough_and_none_of_them_is_named_as_missing() {
+        let mandatory = ["phone_number | phone", "name"].map(alternatives).to_vec();
+        let known = mandatory.iter().flatten().cloned().collect();
+        let rules = LeadRules { mandatory, known, ..rules() };
+        for body in [
+            r#"{"name":"Ann","phone":"1"}"#,
+            r#"{"phone_number":2,"name":"Ann"}"#,
+            r#"{"phone":"","phone_number":2,"name":"A"}"#,
+        ] {
+            assert_eq!(sent(&rules, body), body);
+        }
+        let violations = rules.check(ID, br#"{"name":"Ann","phone":" "}"#).expect_err("invalid");
+        assert_eq!((violations[0].field.as_str(), violations[0].code), ("phone_number", Code::Missing));
+        assert!(violations[0].message.starts_with("phone_number or phone is mandatory"), "{}", violations[0].message);
+    }
+
+    #[test]
     fn the_default_assistant_fills_in_before_the_check() {
         let rules = LeadRules { default_assistant_id: Some("61".to_owned()), ..rules() };
         let tail = r#""name":"Ann","email":"ann@example.com""#;
@@ -409,7 +448,7 @@ mod tests {
     #[test]
     fn emails_follow_rfc_5321() {
         let check = |email: &str| {
-            rules().check(format!(r#"{{"name":"A","email":{},"assistantId":1}}"#, json_string(email)).as_bytes())
+            rules().check(ID, format!(r#"{{"name":"A","email":{},"assistantId":1}}"#, json_string(email)).as_bytes())
         };
         for good in
             ["a@b.co", "a+tag@example.com", "\"a b\"@example.com", "a@[127.0.0.1]", "ü@example.com", "o'b@x.museum"]
@@ -430,7 +469,7 @@ mod tests {
         let body = |name: &str, context: &str| {
             format!(r#"{{"name":"{name}","email":"a@b.co","assistantId":1,"context":"{context}"}}"#)
         };
-        assert!(rules.check(body("äöü", "äöüß").as_bytes()).is_ok());
+        assert!(rules.check(ID, body("äöü", "äöüß").as_bytes()).is_ok());
         assert_eq!(codes(&rules, &body("äöüß", "1")), [("name".to_owned(), Code::TooLong)]);
         assert_eq!(codes(&rules, &body("a", "12345")), [("context".to_owned(), Code::TooLong)]);
     }
@@ -447,7 +486,7 @@ mod tests {
     fn no_violation_repeats_a_value() {
         let secret = "Zanzibar";
         let body = format!(r#"{{"name":["{secret}"],"email":"{secret}@@{secret}","assistantId":{{"{secret}":1}}}}"#);
-        for violation in rules().check(body.as_bytes()).expect_err("invalid") {
+        for violation in rules().check(ID, body.as_bytes()).expect_err("invalid") {
             assert!(!violation.message.contains(secret), "{}", violation.message);
         }
     }
@@ -462,7 +501,7 @@ mod tests {
     proptest! {
         #[test]
         fn check_never_panics_and_what_goes_out_is_an_object_again(body in "\\{(\"[a-eN]{1,4}\":(1|\"x\"|null|\\[\\]),?){0,6}\\}") {
-            if let Ok(lead) = rules().check(body.as_bytes()) {
+            if let Ok(lead) = rules().check(ID, body.as_bytes()) {
                 let json = lead.rebuilt().unwrap_or_else(|| body.into());
                 prop_assert!(Fields::decode(&json, 1 << 20).is_ok());
             }

@@ -145,6 +145,8 @@ impl Batch<'_> {
                 attempts,
                 charged: 0,
                 suspected: 0,
+                // What its attempts came to is not looked up here: any of them may have been uncertain.
+                in_doubt: attempts > 0,
                 age: Duration::ZERO,
                 leased_at: self.leased_at,
             }),

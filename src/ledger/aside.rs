@@ -51,14 +51,14 @@ impl Ledger {
             .await
     }
 
-    /// Accepts what was set aside and is not locked any more; it is due then. `check` says what is wrong with a body. Says how
+    /// Accepts what was set aside and is not locked any more; it is due then. `check` says what is wrong with the body of a lead. Says how
     /// many there were.
     ///
     /// # Errors
     /// That nothing was accepted, or that nobody knows.
     pub async fn absorb<C>(&self, check: C) -> Result<usize, LedgerError>
     where
-        C: Fn(&[u8]) -> Vec<Violation> + Send + Sync + 'static,
+        C: Fn(LeadId, &[u8]) -> Vec<Violation> + Send + Sync + 'static,
     {
         let ledger = self.clone();
         let check = Arc::new(check);
@@ -105,11 +105,12 @@ impl Ledger {
     }
 }
 
-fn arrival(row: &PgRow, check: &dyn Fn(&[u8]) -> Vec<Violation>) -> Result<Arrival, sqlx::Error> {
+fn arrival(row: &PgRow, check: &dyn Fn(LeadId, &[u8]) -> Vec<Violation>) -> Result<Arrival, sqlx::Error> {
     let body: Vec<u8> = row.try_get("body")?;
+    let id = LeadId(row.try_get("lead_id")?);
     Ok(Arrival {
-        id: LeadId(row.try_get("lead_id")?),
-        violations: check(&body),
+        id,
+        violations: check(id, &body),
         body: Bytes::from(body),
         message_id: row.try_get("message_id")?,
         redelivered: row.try_get("redelivered")?,

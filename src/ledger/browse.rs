@@ -118,6 +118,8 @@ pub struct AttemptRecord {
     pub started_at: OffsetDateTime,
     /// How long it took.
     pub duration_ms: i32,
+    /// What was sent: `post`, or `query` for the question whether an earlier post arrived.
+    pub request: String,
     /// What it came to.
     pub outcome: String,
     /// Whether it counts.
@@ -260,7 +262,7 @@ async fn show(pool: &PgPool, id: LeadId) -> Result<Option<LeadRecord>, sqlx::Err
     .await?;
     let Some(row) = row else { return Ok(None) };
     let attempts = sqlx::query(
-        "select number, started_at, duration_ms, outcome, charged, http_status, code, reason, worker \
+        "select number, started_at, duration_ms, request, outcome, charged, http_status, code, reason, worker \
          from attempts where lead_id = $1 order by number",
     )
     .bind(id.0)
@@ -314,6 +316,7 @@ fn attempt(row: &PgRow) -> Result<AttemptRecord, sqlx::Error> {
         number: row.try_get("number")?,
         started_at: row.try_get("started_at")?,
         duration_ms: row.try_get("duration_ms")?,
+        request: row.try_get("request")?,
         outcome: row.try_get("outcome")?,
         charged: row.try_get("charged")?,
         http_status: row.try_get("http_status")?,

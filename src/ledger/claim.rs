@@ -8,7 +8,7 @@ use sqlx::postgres::PgRow;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::model::{Attempt, Claimed, End, Leased, Next, Origin, Settlement};
+use super::model::{Attempt, Claimed, End, Leased, Next, Origin, RequestKind, Settlement};
 use super::settle::{Write, write};
 use super::{Ledger, LedgerError, millis};
 use crate::lead::LeadId;
@@ -57,6 +57,8 @@ impl Ledger {
                              next_attempt_at = now() + $6 * interval '1 millisecond' \
                          from due where l.id = due.id \
                          returning l.id, l.attempts, l.charged, l.suspected, \
+                             l.attempts > 0 and exists (select 1 from attempts a \
+                                 where a.lead_id = l.id and a.outcome = 'uncertain') as in_doubt, \
                              extract(epoch from now() - l.budget_from)::float8 as age, l.body",
                     )
                     .bind(&*ledger.destination)
@@ -196,6 +198,7 @@ fn claimed(row: &PgRow, lease: Uuid, leased_at: Instant) -> Result<Claimed, sqlx
         attempts: count(row, "attempts")?,
         charged: count(row, "charged")?,
         suspected: count(row, "suspected")?,
+        in_doubt: row.try_get("in_doubt")?,
         age: seconds(row, "age")?,
         leased_at,
     };
@@ -213,6 +216,7 @@ fn of_expired(row: &PgRow, decide: &dyn Fn(&Expired) -> Next) -> Result<Settleme
         lease: row.try_get("lease")?,
         attempts_before: count(row, "attempts")?,
         attempts: vec![Attempt {
+            request: RequestKind::Post,
             started_at: Instant::now().checked_sub(since).unwrap_or_else(Instant::now),
             duration: since,
             outcome: "uncertain",

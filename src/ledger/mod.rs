@@ -45,7 +45,9 @@ use sqlx::postgres::PgPoolOptions;
 
 pub use browse::{AttemptRecord, LeadRecord, ReplayRecord, Status, Waiting};
 pub use claim::Expired;
-pub use model::{Arrival, Attempt, Claimed, End, Fate, LeadState, Leased, Next, OnLock, Origin, Receipt, Settlement};
+pub use model::{
+    Arrival, Attempt, Claimed, End, Fate, LeadState, Leased, Next, OnLock, Origin, Receipt, RequestKind, Settlement,
+};
 pub use requeue::{Requeue, Requeued, Selection};
 pub use settle::Settled;
 pub use verify::{Check, Verification};

@@ -146,6 +146,8 @@ pub struct Leased {
     pub charged: u32,
     /// How many suspicions it has.
     pub suspected: u32,
+    /// Whether an earlier post of it may have arrived.
+    pub in_doubt: bool,
     /// How old it was when it was leased.
     pub age: Duration,
     /// When that was, by our clock, and not later than by the database's.
@@ -167,9 +169,30 @@ impl fmt::Debug for Claimed {
     }
 }
 
+/// What was sent for a lead.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RequestKind {
+    /// The lead.
+    Post,
+    /// The question whether an earlier post of it arrived.
+    Query,
+}
+
+impl RequestKind {
+    /// As it is stored and printed.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            RequestKind::Post => "post",
+            RequestKind::Query => "query",
+        }
+    }
+}
+
 /// One request that was, or may have been, sent for a lead.
 #[derive(Debug, Clone)]
 pub struct Attempt {
+    /// What was sent.
+    pub request: RequestKind,
     /// How long ago it began, when it is settled.
     pub started_at: Instant,
     /// How long it took.

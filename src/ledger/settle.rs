@@ -122,6 +122,7 @@ pub(super) struct Write<'a> {
     warnings: Vec<Option<&'a str>>,
 
     attempt_ids: Vec<Uuid>,
+    attempt_requests: Vec<&'static str>,
     attempt_leases: Vec<Uuid>,
     attempt_numbers: Vec<i32>,
     attempt_ago_ms: Vec<i64>,
@@ -146,6 +147,7 @@ impl<'a> Write<'a> {
             write.lead(settlement);
             for (at, attempt) in settlement.attempts.iter().enumerate() {
                 write.attempt_ids.push(settlement.id.0);
+                write.attempt_requests.push(attempt.request.as_str());
                 write.attempt_leases.push(settlement.lease);
                 let number = settlement.attempts_before as usize + at + 1;
                 write.attempt_numbers.push(i32::try_from(number).unwrap_or(i32::MAX));
@@ -229,13 +231,13 @@ pub(super) async fn write(connection: &mut PgConnection, write: Write<'_>) -> Re
              returning l.id \
          ), written as ( \
              insert into attempts (lead_id, number, lease, worker, started_at, duration_ms, outcome, charged, http_status, code, \
-                 reason, answer, retry_after_ms) \
+                 reason, answer, retry_after_ms, request) \
              select a.lead_id, a.number, a.lease, $1, now() - a.ago_ms * interval '1 millisecond', a.duration_ms, a.outcome, \
-                 a.charged, a.http_status, a.code, a.reason, a.answer, a.retry_after_ms \
+                 a.charged, a.http_status, a.code, a.reason, a.answer, a.retry_after_ms, a.request \
              from unnest($16::uuid[], $17::uuid[], $18::int[], $19::bigint[], $20::int[], $21::text[], $22::bool[], \
-                 $23::smallint[], $24::text[], $25::text[], $26::bytea[], $27::bigint[]) \
+                 $23::smallint[], $24::text[], $25::text[], $26::bytea[], $27::bigint[], $28::text[]) \
                  as a (lead_id, lease, number, ago_ms, duration_ms, outcome, charged, http_status, code, reason, answer, \
-                     retry_after_ms) \
+                     retry_after_ms, request) \
              join settled on settled.id = a.lead_id \
          ) \
          select id from settled",
@@ -267,6 +269,7 @@ pub(super) async fn write(connection: &mut PgConnection, write: Write<'_>) -> Re
     .bind(write.attempt_reasons)
     .bind(write.attempt_answers)
     .bind(write.attempt_retry_after_ms)
+    .bind(write.attempt_requests)
     .fetch_all(connection)
     .await?;
     rows.into_iter().map(|row| row.try_get(0).map(LeadId)).collect()

@@ -50,7 +50,7 @@ const INVARIANTS: [Invariant; 10] = [
         holds: "a lead that ended by an answer has that answer as its last attempt",
         broken_by: "select l.id::text from leads l \
              left join attempts a on a.lead_id = l.id and a.number = l.attempts \
-             where l.state = 'delivered' and a.outcome is distinct from 'delivered' \
+             where l.state = 'delivered' and a.outcome is distinct from 'delivered' and a.outcome is distinct from 'reconciled' \
                 or l.state = 'duplicate' and a.outcome is distinct from 'duplicate' \
                 or l.state = 'rejected' and l.code <> 'systemic_own_fault' and a.outcome is distinct from 'rejected' \
                 or l.state = 'uncertain' and l.conflict_of is null and a.outcome is distinct from 'uncertain'",
@@ -66,7 +66,7 @@ const INVARIANTS: [Invariant; 10] = [
         holds: "a post follows another one only after an outcome that allows it, or a replay",
         broken_by: "select a.lead_id::text || ' attempt ' || b.number from attempts a \
              join attempts b on b.lead_id = a.lead_id and b.number = a.number + 1 \
-             where a.outcome in ('delivered', 'duplicate', 'rejected') \
+             where a.outcome in ('delivered', 'duplicate', 'rejected', 'reconciled') \
                 and not exists (select 1 from replays r where r.lead_id = a.lead_id \
                     and r.replayed_at between a.started_at and b.started_at + interval '1 second')",
     },
@@ -99,7 +99,7 @@ const INVARIANTS: [Invariant; 10] = [
                 'leads_ended_has_time', 'leads_lease_is_whole', 'leads_only_pending_is_leased', 'leads_invalid_has_violations', \
                 'leads_bad_end_has_reason', 'leads_receipt_is_a_success', 'leads_counts', 'attempts_number_begins_at_one', \
                 'attempts_outcome_is_known', 'attempts_unsent_has_no_answer', 'attempts_answered_has_status', \
-                'attempts_failure_has_code', 'replays_kind_is_known']) as expected \
+                'attempts_failure_has_code', 'attempts_request_is_known', 'attempts_query_changes_nothing', 'replays_kind_is_known']) as expected \
              where not exists (select 1 from pg_constraint where conname = expected and convalidated) \
              union all \
              select expected || ' is missing or disabled' \

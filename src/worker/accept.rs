@@ -67,7 +67,9 @@ impl Accept {
             let Some(fate) = fate else { continue };
             self.tell(&read, &fate);
             if let Fate::Leased(leased) = fate {
-                accepted.in_hand.push(InHand { leased, body: read.arrival.body, lead: read.lead, is_probe: false });
+                // Under another id it may be another body that is posted.
+                let lead = read.lead.filter(|_| leased.id == read.arrival.id);
+                accepted.in_hand.push(InHand { leased, body: read.arrival.body, lead, is_probe: false });
             }
         }
         accepted
@@ -172,7 +174,7 @@ impl Accept {
     /// Accepts what was set aside before, as far as its locks are gone.
     pub(super) async fn absorb(&self) {
         let rules = Arc::clone(&self.rules);
-        match self.ledger.absorb(move |body| rules.check(body).err().unwrap_or_default()).await {
+        match self.ledger.absorb(move |id, body| rules.check(id, body).err().unwrap_or_default()).await {
             Ok(0) => {}
             Ok(messages) => tracing::info!(messages, "accepted messages that had been set aside"),
             Err(error) if error.is_about_locks() => {}
@@ -187,7 +189,7 @@ impl Accept {
             self.metrics.max_delivery_count.set(delivered_before);
         }
         let id = identify(&self.queue, message.message_id.as_deref(), &message.body);
-        let (lead, violations) = match self.rules.check(&message.body) {
+        let (lead, violations) = match self.rules.check(id, &message.body) {
             Ok(lead) => (Some(lead), Vec::new()),
             Err(violations) => (None, violations),
         };

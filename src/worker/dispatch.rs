@@ -1,4 +1,10 @@
 //! One lead's way: slot, gate, token, post, classify. A task for each.
+//!
+//! ```text
+//!   slot ──> gate ──> token ──> in doubt? ask whether it arrived ──> post ──> settle
+//!             ^                      │ absent: go on      │ unauthorized: drop the token,
+//!             └──────────────────────┴────────────────────┘ and once more with another
+//! ```
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -12,17 +18,19 @@ use tokio_util::sync::CancellationToken;
 
 use super::verdict::{Facts, MAX_SUSPICIONS, Policy, again};
 use crate::auth::{AuthError, Token, Tokens};
-use crate::config::ResponseRules;
-use crate::destination::{LeadApi, Outcome, classify};
+use crate::destination::{LeadApi, Outcome};
 use crate::flow::{Change, Flow, Signal};
 use crate::http::Exchange;
 use crate::lead::{Lead, LeadId, LeadRules};
-use crate::ledger::{Attempt, End, LeadState, Leased, Next, Settlement};
+use crate::ledger::{Attempt, End, LeadState, Leased, Next, RequestKind, Settlement};
 use crate::metrics::Metrics;
 use crate::reason::Reason;
 
 /// What must be left of a lease when a post begins, beyond the longest that a post can take: the time to settle it.
 const LEASE_RESERVE: Duration = Duration::from_secs(5);
+
+/// A request is made anew for so many tokens that were replaced under it.
+const MAX_FORMER_TOKENS: u32 = 2;
 
 /// What all posts share.
 #[derive(Debug)]
@@ -31,7 +39,6 @@ pub(super) struct Dispatch {
     pub(super) tokens: Tokens,
     pub(super) flow: Arc<Flow>,
     pub(super) rules: Arc<LeadRules>,
-    pub(super) answers: ResponseRules,
     pub(super) policy: Policy,
     pub(super) lease: Duration,
     pub(super) longest_post: Duration,
@@ -87,7 +94,7 @@ impl Dispatch {
         }
         let lead = match lead {
             Some(lead) => lead,
-            None => match self.rules.check(&body) {
+            None => match self.rules.check(leased.id, &body) {
                 Ok(lead) => lead,
                 Err(violations) => {
                     let end = End {
@@ -100,12 +107,10 @@ impl Dispatch {
                 }
             },
         };
-        let json = lead.rebuilt().unwrap_or(body);
+        let key = lead.key().filter(|_| leased.in_doubt).map(str::to_owned);
+        let body = lead.rebuilt().unwrap_or(body);
         let slot = self.flow.slots.acquire().await;
-        let next = match trip.token().await {
-            Ok(token) => trip.post(token, json).await,
-            Err(next) => *next,
-        };
+        let next = trip.send(body, key).await.unwrap_or_else(|next| *next);
         drop(slot);
         trip.settling(next)
     }
@@ -153,10 +158,28 @@ impl Dispatch {
         tracing::error!(lead.id = %leased.id, "the task of a lead has panicked; this is a bug");
         let mut trip = Trip { dispatch: self, leased, is_probe, attempts: Vec::new(), blamed: Vec::new() };
         let outcome = Outcome::Uncertain(reason);
-        trip.note(&outcome, started_at, None);
+        trip.note(RequestKind::Post, &outcome, started_at, None);
         trip.tell(Signal::Nothing);
         let next = trip.next(&outcome);
         trip.settling(next)
+    }
+}
+
+/// What is sent for a lead.
+#[derive(Clone, Copy)]
+enum Request<'a> {
+    /// The lead, in this body.
+    Post(&'a Bytes),
+    /// The question whether an earlier post of it arrived, by this key.
+    Query(&'a str),
+}
+
+impl Request<'_> {
+    fn kind(self) -> RequestKind {
+        match self {
+            Request::Post(_) => RequestKind::Post,
+            Request::Query(_) => RequestKind::Query,
+        }
     }
 }
 
@@ -201,19 +224,64 @@ impl Trip<'_> {
         }
     }
 
-    async fn post(&mut self, token: Token, json: Bytes) -> Next {
-        let mut outcome = self.post_once(&token, &json, false).await;
-        if let Outcome::Unauthorized(_) = outcome {
-            // The token was revoked or expired early: one new one for all, and once more.
-            self.dispatch.tokens.invalidate(&token);
-            let token = match self.token().await {
-                Ok(token) => token,
-                Err(next) => return *next,
-            };
-            outcome = self.post_once(&token, &json, true).await;
+    /// Posts the lead; one that is in doubt is asked for first, by its key. `Err`: it is handed back.
+    async fn send(&mut self, body: Bytes, key: Option<String>) -> Result<Next, Box<Next>> {
+        if let Some(key) = key {
+            match self.request(Request::Query(&key)).await? {
+                Outcome::Absent(_) => {}
+                outcome => return Ok(self.conclude(&outcome)),
+            }
         }
-        self.tell(match &outcome {
-            Outcome::Delivered(_) | Outcome::Duplicate(_) | Outcome::Rejected(_) => Signal::Passed,
+        let outcome = self.request(Request::Post(&body)).await?;
+        Ok(self.conclude(&outcome))
+    }
+
+    /// Makes a request; if its token is not accepted, once more with another one. `Err`: the lead is handed back.
+    ///
+    /// A token that was replaced while the request was under way says nothing about the set-up: a refresh kills the former token
+    /// at some APIs. One that is refused although it is the newest does.
+    async fn request(&mut self, request: Request<'_>) -> Result<Outcome, Box<Next>> {
+        let tokens = &self.dispatch.tokens;
+        for former in 0.. {
+            let token = self.token().await?;
+            let started_at = Instant::now();
+            self.dispatch.metrics.posting.inc();
+            let (outcome, exchange) = match request {
+                Request::Post(body) => self.dispatch.api.post(self.leased.id, &token, body.clone()).await,
+                Request::Query(key) => self.dispatch.api.ask(&token, key).await,
+            };
+            self.dispatch.metrics.posting.dec();
+            let outcome = match outcome {
+                Outcome::Unauthorized(reason) if tokens.is_fixed() => {
+                    Outcome::Systemic(reason.preceded_by("the credentials are refused"))
+                }
+                Outcome::Unauthorized(reason)
+                    if former > 0 && (tokens.is_current(&token) || former == MAX_FORMER_TOKENS) =>
+                {
+                    Outcome::Systemic(reason.preceded_by("a fresh token was refused too"))
+                }
+                outcome => outcome,
+            };
+            self.note(request.kind(), &outcome, started_at, Some(&exchange));
+            match outcome {
+                Outcome::Unauthorized(_) => tokens.invalidate(&token),
+                Outcome::Delivered(_) | Outcome::Reconciled(..) | Outcome::Absent(_) => {
+                    tokens.succeeded(&token, started_at);
+                    return Ok(outcome);
+                }
+                outcome => return Ok(outcome),
+            }
+        }
+        unreachable!("the last token that is refused ends it")
+    }
+
+    /// Tells the circuit what a request came to, and says what is next for the lead.
+    fn conclude(&mut self, outcome: &Outcome) -> Next {
+        self.tell(match outcome {
+            Outcome::Delivered(_) | Outcome::Duplicate(_) | Outcome::Rejected(_) | Outcome::Reconciled(..) => {
+                Signal::Passed
+            }
+            Outcome::Absent(_) => Signal::Nothing,
             Outcome::Systemic(reason) | Outcome::Unauthorized(reason) => {
                 Signal::Suspect(self.leased.id, reason.clone())
             }
@@ -221,39 +289,26 @@ impl Trip<'_> {
                 Signal::Failed(reason.clone())
             }
         });
-        if let Outcome::Retry(reason, Some(wait)) = &outcome {
+        if let Outcome::Retry(reason, Some(wait)) = outcome {
             self.dispatch.flow.hold_all(*wait, reason, Instant::now());
         }
-        self.next(&outcome)
-    }
-
-    /// Posts, and puts the attempt on record. A fresh token that is refused too speaks of the set-up.
-    async fn post_once(&mut self, token: &Token, json: &Bytes, is_fresh: bool) -> Outcome {
-        let started_at = Instant::now();
-        self.dispatch.metrics.posting.inc();
-        let exchange = self.dispatch.api.post(self.leased.id, token, json.clone()).await;
-        self.dispatch.metrics.posting.dec();
-        let outcome = match classify(&self.dispatch.answers, &exchange) {
-            Outcome::Unauthorized(reason) if is_fresh => {
-                Outcome::Systemic(reason.preceded_by("a fresh token was refused too"))
-            }
-            outcome => outcome,
-        };
-        self.note(&outcome, started_at, Some(&exchange));
-        outcome
+        self.next(outcome)
     }
 
     /// Puts an attempt on record.
-    fn note(&mut self, outcome: &Outcome, started_at: Instant, exchange: Option<&Exchange>) {
+    fn note(&mut self, request: RequestKind, outcome: &Outcome, started_at: Instant, exchange: Option<&Exchange>) {
         let duration = started_at.elapsed();
-        Metrics::observe(&self.dispatch.metrics.post_seconds, duration);
+        if request == RequestKind::Post {
+            Metrics::observe(&self.dispatch.metrics.post_seconds, duration);
+        }
         self.dispatch.metrics.attempts.count(outcome.as_str());
         let answer = match exchange {
             Some(Exchange::Answered(answer)) => Some(answer),
             Some(Exchange::NotSent(_) | Exchange::Unknown(_)) | None => None,
         };
-        let is_success = matches!(outcome, Outcome::Delivered(_));
+        let is_success = matches!(outcome, Outcome::Delivered(_) | Outcome::Reconciled(..) | Outcome::Absent(_));
         self.attempts.push(Attempt {
+            request,
             started_at,
             duration,
             outcome: outcome.as_str(),

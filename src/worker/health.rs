@@ -154,6 +154,7 @@ impl Health {
         drop(state);
         let tokens = self.tokens.status();
         let token = match (tokens.valid_for, &tokens.failure) {
+            _ if tokens.is_fixed => up("credentials that do not change"),
             (Some(left), None) => up(&format!("valid for {} s", left.as_secs())),
             (Some(left), Some(why)) if !left.is_zero() => up(&format!("valid for {} s, but {why}", left.as_secs())),
             (_, Some(why)) => down(why),

@@ -12,7 +12,7 @@
 //! - Everything that a lead's task learns goes to the settle loop; a task that panics is an uncertain attempt.
 //! - A loop that ends by itself ends the process: a worker without one of its loops would look alive and lose time.
 //! - Stopping: intake parks what it holds and ends; posts under way finish; what was not begun is handed back; settle drains;
-//!   then the connections close. Nothing that was accepted is only in memory.
+//!   then the worker logs out and the connections close. Nothing that was accepted is only in memory.
 
 mod accept;
 mod dispatch;
@@ -33,7 +33,7 @@ use tokio_util::task::TaskTracker;
 
 pub use health::{Health, HealthReport};
 
-use crate::auth::{ClientCredentials, Tokens};
+use crate::auth::{Login, Tokens};
 use crate::broker::{BrokerError, Inbox};
 use crate::config::Settings;
 use crate::destination::LeadApi;
@@ -49,6 +49,9 @@ use settle::Settler;
 use upkeep::Upkeep;
 use verdict::Policy;
 
+/// How long a worker that has stopped waits for those to whom it says farewell.
+const BYE: Duration = Duration::from_secs(5);
+
 /// Why a worker could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -61,6 +64,9 @@ pub enum StartError {
     /// The HTTP clients.
     #[error(transparent)]
     Http(#[from] ClientError),
+    /// What a lead is.
+    #[error("{0}")]
+    Rules(String),
 }
 
 /// How a worker ended.
@@ -84,6 +90,7 @@ pub struct Worker {
     flow: Arc<Flow>,
     tokens: Tokens,
     api: LeadApi,
+    rules: LeadRules,
 }
 
 impl Worker {
@@ -93,12 +100,13 @@ impl Worker {
     /// What of the settings cannot be used.
     pub fn new(settings: Settings, name: &str) -> Result<Self, StartError> {
         let ledger = Ledger::new(&settings, name)?;
-        let tokens = Tokens::new(ClientCredentials::new(&settings.destination)?);
+        let tokens = Tokens::new(Login::of(&settings.destination)?);
         let api = LeadApi::new(&settings.destination, Duration::from_millis(settings.retry.max_retry_after_ms))?;
+        let rules = LeadRules::of(&settings).map_err(StartError::Rules)?;
         let metrics = Arc::new(Metrics::new());
         let flow = Arc::new(Flow::new(&settings));
         let health = Arc::new(Health::new(Arc::clone(&flow), tokens.clone(), Arc::clone(&metrics)));
-        Ok(Self { settings: Arc::new(settings), ledger, health, metrics, flow, tokens, api })
+        Ok(Self { settings: Arc::new(settings), ledger, health, metrics, flow, tokens, api, rules })
     }
 
     /// What the worker knows of itself, also while it runs.
@@ -155,21 +163,20 @@ impl Worker {
     /// # Errors
     /// When it could not start.
     pub async fn run(self, shutdown: Shutdown) -> Result<Stopped, StartError> {
-        let Self { settings, ledger, health, metrics, flow, tokens, api } = self;
+        let Self { settings, ledger, health, metrics, flow, tokens, api, rules } = self;
         let inbox = Inbox::open(&settings.amqp, settings.prefetch(), ledger.worker())?;
         health.watch_broker(inbox.link());
 
         // A slot is free as soon as its post ends; what waits to be settled has this bound of its own.
         let (settlements, settling) = mpsc::channel(2 * settings.flow.batch);
         let posts = TaskTracker::new();
-        let rules = Arc::new(LeadRules::of(&settings));
+        let rules = Arc::new(rules);
         let policy = Policy::of(&settings);
         let dispatch = Arc::new(Dispatch {
             api,
-            tokens,
+            tokens: tokens.clone(),
             flow: Arc::clone(&flow),
             rules: Arc::clone(&rules),
-            answers: settings.destination.response.clone(),
             policy: policy.clone(),
             lease: Duration::from_millis(settings.flow.lease_ms),
             longest_post: Duration::from_millis(settings.destination.request.timeout_ms),
@@ -239,8 +246,19 @@ impl Worker {
             }
             ledger.close().await;
         };
-        if stopped == Stopped::Cleanly && tokio::time::timeout(Duration::from_secs(5), bye).await.is_err() {
-            tracing::debug!("Postgres did not answer the farewell");
+        if stopped == Stopped::Cleanly {
+            // All that was sent is answered, so nothing needs the token any more.
+            let ((), said) = tokio::join!(
+                async {
+                    if tokio::time::timeout(BYE, tokens.log_out()).await.is_err() {
+                        tracing::warn!("the log-out was not answered; what was granted ends by itself");
+                    }
+                },
+                tokio::time::timeout(BYE, bye)
+            );
+            if said.is_err() {
+                tracing::debug!("Postgres did not answer the farewell");
+            }
         }
         Ok(stopped)
     }

@@ -51,7 +51,11 @@ impl Policy {
             | Outcome::Rejected(_)
             | Outcome::Retry(..)
             | Outcome::Uncertain(_) => true,
-            Outcome::Unauthorized(_) | Outcome::Systemic(_) | Outcome::NotSent(_) => false,
+            Outcome::Unauthorized(_)
+            | Outcome::Systemic(_)
+            | Outcome::NotSent(_)
+            | Outcome::Reconciled(..)
+            | Outcome::Absent(_) => false,
         }
     }
 
@@ -59,11 +63,19 @@ impl Policy {
     pub(super) fn next(&self, outcome: &Outcome, facts: Facts, random: f64) -> Next {
         match outcome {
             Outcome::Delivered(receipt) => Next::End(End { receipt: Some(receipt.clone()), ..End::default() }),
+            Outcome::Reconciled(receipt, reason) => Next::End(End {
+                receipt: Some(receipt.clone()),
+                code: Some(reason.code.to_string()),
+                reason: Some(reason.text.clone()),
+                ..End::default()
+            }),
+            // A post follows; without one, there is no hurry.
             Outcome::Duplicate(reason) => end(LeadState::Duplicate, reason),
             Outcome::Rejected(reason) => end(LeadState::Rejected, reason),
-            Outcome::Unauthorized(reason) | Outcome::Systemic(reason) | Outcome::NotSent(reason) => {
-                again(self.schedule.delay(facts.charged + 1, random), reason)
-            }
+            Outcome::Absent(reason)
+            | Outcome::Unauthorized(reason)
+            | Outcome::Systemic(reason)
+            | Outcome::NotSent(reason) => again(self.schedule.delay(facts.charged + 1, random), reason),
             Outcome::Retry(reason, wait) => self.retry(reason, facts, wait.unwrap_or(Duration::ZERO), random),
             Outcome::Uncertain(reason) => match self.on_uncertain {
                 OnUncertain::Hold => end(LeadState::Uncertain, reason),

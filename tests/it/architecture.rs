@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// From top to bottom: a module may use those before it.
-const ORDER: [&str; 17] = [
+const ORDER: [&str; 18] = [
+    "jq",
     "config",
     "telemetry",
     "lifecycle",
@@ -25,7 +26,10 @@ const ORDER: [&str; 17] = [
 ];
 
 /// A crate, and the only modules that name it.
-const HOMES: [(&str, &[&str]); 5] = [
+const HOMES: [(&str, &[&str]); 8] = [
+    ("jaq_core", &["jq"]),
+    ("jaq_std", &["jq"]),
+    ("jaq_json", &["jq"]),
     ("lapin", &["broker"]),
     ("sqlx", &["ledger"]),
     ("reqwest", &["http", "auth", "destination", "cli", "sandbox"]),

@@ -17,7 +17,9 @@ pub(super) fn check(rules: &LeadRules, body: &[u8], id_field: Option<&str>) -> R
             format!("{field} [missing] holds no id: it must be a string that is not blank, or a number")
         }),
     };
-    match (rules.check(body), id) {
+    // Without an id of its own nothing is published; the other problems are told all the same.
+    let checked = rules.check(id.as_ref().copied().unwrap_or_else(|_| LeadId::of_content(body)), body);
+    match (checked, id) {
         (Ok(_), Ok(id)) => Ok(Checked::Valid(id)),
         (Ok(_), Err(problem)) => Err(problem),
         (Err(violations), id) => {
@@ -56,7 +58,7 @@ mod tests {
 
     fn rules() -> LeadRules {
         let settings = Source { file: Some("/dev/null".into()), ..Source::default() }.read().expect("defaults");
-        LeadRules::of(&settings)
+        LeadRules::of(&settings).expect("no expression")
     }
 
     fn lead(id: &str) -> String {

@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 
 use super::{Exit, Output, print_json, say};
 use crate::broker::{Outgoing, Publisher, WINDOW};
-use crate::config::{Source, need_amqp_url};
+use crate::config::{ConfigError, Source, need_amqp_url};
 use crate::lead::LeadRules;
 use crate::lifecycle::Shutdown;
 use check::{Checked, check};
@@ -89,7 +89,7 @@ pub(super) async fn run(args: PublishArgs, source: &Source) -> anyhow::Result<Ex
     if !args.dry_run {
         need_amqp_url(&settings)?;
     }
-    let rules = LeadRules::of(&settings);
+    let rules = LeadRules::of(&settings).map_err(|problem| ConfigError(vec![problem]))?;
     let (size, input) = open(&args.file)?;
     let publisher = if args.dry_run { None } else { Some(Publisher::connect(&settings.amqp, args.replay).await?) };
     let shutdown = Shutdown::on_signals().context("cannot listen to signals")?;
@@ -143,7 +143,7 @@ fn print_summary(output: Output, summary: &Summary) -> anyhow::Result<()> {
 fn expected(args: &PublishArgs, rules: &LeadRules) -> Expected {
     // A configured assistant need not stand in the file.
     let is_given = |field: &String| field == "assistantId" && rules.default_assistant_id.is_some();
-    let fields = rules.mandatory.iter().filter(|field| !is_given(field)).cloned().collect();
+    let fields = rules.mandatory.iter().flatten().filter(|field| !is_given(field)).cloned().collect();
     Expected { format: args.format, max_line: rules.limits.message_bytes.saturating_add(LINE_MARGIN), fields }
 }
 

@@ -1,0 +1,336 @@
+//! Rules of a destination: what its log-in needs, templates that can be filled in, expressions that compile.
+
+use std::collections::BTreeMap;
+
+use url::Url;
+
+use super::keys::variable;
+use super::{Auth, AuthKind, Destination, ResponseRules, Secret, Settings, TokenIn, Values, fill_in, fill_in_url};
+use crate::jq::Program;
+
+/// Headers of a post that are not the user's: leadpost or HTTP itself sets them.
+const OWN_HEADERS: [&str; 6] =
+    ["authorization", "idempotency-key", "host", "content-length", "transfer-encoding", "connection"];
+
+/// The variables of expressions about leads.
+pub const LEAD_VARIABLES: [&str; 2] = ["$lead_id", "$variables"];
+
+/// The variables of tests on answers.
+pub const ANSWER_VARIABLES: [&str; 2] = ["$status", "$variables"];
+
+/// A setting that has to be given and is not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Missing {
+    /// The key.
+    pub key: String,
+    /// Who needs it, as a key, if that is not the log-in.
+    needed_by: Option<String>,
+    has_file: bool,
+}
+
+impl Missing {
+    /// The environment variable that sets it.
+    pub fn variable(&self) -> String {
+        variable(&self.key)
+    }
+
+    fn problem(&self) -> String {
+        let (key, variable) = (&self.key, self.variable());
+        match (&self.needed_by, self.has_file) {
+            (_, true) => format!("{key} is not set: set {variable} or {variable}_FILE"),
+            (None, false) => format!("{key} is not set: set {variable}"),
+            (Some(by), false) => format!("{by} needs {key}: set it, or {variable}"),
+        }
+    }
+}
+
+/// All that has to be given before anything can be sent: credentials of the log-in, values of placeholders.
+pub fn missing(destination: &Destination) -> Vec<Missing> {
+    let auth = &destination.auth;
+    let setting = |key: &str, has_file| Missing { key: format!("destination.auth.{key}"), needed_by: None, has_file };
+    let text = |key: &str, value: &str| value.is_empty().then(|| setting(key, false));
+    let secret = |key: &str, value: &Secret| (!value.is_set()).then(|| setting(key, true));
+    let of_auth: Vec<Option<Missing>> = match auth.kind {
+        AuthKind::Oauth2ClientCredentials => {
+            vec![text("client_id", &auth.client_id), secret("client_secret", &auth.client_secret)]
+        }
+        AuthKind::Oauth2Password => vec![
+            text("client_id", &auth.client_id),
+            secret("client_secret", &auth.client_secret),
+            text("username", &auth.username),
+            secret("password", &auth.password),
+        ],
+        AuthKind::SessionToken => vec![text("username", &auth.username), secret("password", &auth.password)],
+        AuthKind::ApiKey if auth.basic => {
+            vec![text("api_key_id", &auth.api_key_id), secret("api_key", &auth.api_key)]
+        }
+        AuthKind::Bearer => vec![secret("bearer_token", &auth.bearer_token)],
+        AuthKind::ApiKey | AuthKind::None => Vec::new(),
+    };
+    let mut missing: Vec<Missing> = of_auth.into_iter().flatten().collect();
+    let values = values(destination);
+    for (key, template, runtime) in templates(destination) {
+        for name in placeholders(template) {
+            if runtime == Some(name) || values.get(name).is_some_and(|value| !value.is_empty()) {
+                continue;
+            }
+            let wanted = match name {
+                "api_key_id" => setting(name, false),
+                "api_key" => setting(name, true),
+                _ => Missing {
+                    key: format!("destination.variables.{name}"),
+                    needed_by: Some(key.clone()),
+                    has_file: false,
+                },
+            };
+            if !missing.iter().any(|known| known.key == wanted.key) {
+                missing.push(wanted);
+            }
+        }
+    }
+    missing
+}
+
+/// What stands for placeholders: the variables, and the key of the log-in where that is one. Not to be shown.
+pub fn values(destination: &Destination) -> Values {
+    let mut values = destination.variables.clone();
+    let auth = &destination.auth;
+    values.insert("api_key_id".to_owned(), auth.api_key_id.clone());
+    values.insert("api_key".to_owned(), auth.api_key.expose().to_owned());
+    values
+}
+
+/// Every template with its key, and the placeholder that is filled in only when it is used.
+fn templates(destination: &Destination) -> Vec<(String, &str, Option<&'static str>)> {
+    let Destination { auth, request, reconcile, .. } = destination;
+    let uses = |key: &str| auth.kind.uses().contains(&key);
+    let mut templates = vec![("destination.request.url".to_owned(), request.url.as_str(), None)];
+    for (key, template, runtime) in [
+        ("token_url", &auth.token_url, None),
+        ("revoke_url", &auth.revoke_url, None),
+        ("logout_url", &auth.logout_url, Some("token")),
+    ] {
+        if uses(key) {
+            templates.push((format!("destination.auth.{key}"), template, runtime));
+        }
+    }
+    templates.push(("destination.reconcile.url".to_owned(), &reconcile.url, Some("key")));
+    let mut tables = vec![
+        ("destination.request.headers", &request.headers),
+        ("destination.auth.headers", &auth.headers),
+        ("destination.auth.query", &auth.query),
+    ];
+    if uses("parameters") {
+        tables.push(("destination.auth.parameters", &auth.parameters));
+    }
+    for (key, table) in tables {
+        templates.extend(table.iter().map(|(name, template)| (format!("{key}.{name}"), template.as_str(), None)));
+    }
+    templates
+}
+
+fn placeholders(template: &str) -> impl Iterator<Item = &str> {
+    template.split('{').skip(1).filter_map(|rest| rest.split_once('}').map(|(name, _)| name))
+}
+
+/// Everything that is wrong with the destination.
+pub(super) fn check_destination(settings: &Settings) -> Vec<String> {
+    let destination = &settings.destination;
+    let missing = missing(destination);
+    let mut problems: Vec<String> = missing.iter().map(Missing::problem).collect();
+    if destination.mandatory.is_empty() {
+        problems.push("destination.mandatory is empty; name the fields that a lead must have".to_owned());
+    }
+    problems.extend(check_auth(&destination.auth));
+    // What stands in for values that are not there yet, so that the rest of a template is looked at as well.
+    let mut values = values(destination);
+    for value in missing {
+        values.insert(value.key.rsplit('.').next().unwrap_or_default().to_owned(), "x".to_owned());
+    }
+    problems.extend(check_urls(destination, &values));
+    problems.extend(check_headers(destination, &values));
+    problems.extend(check_expressions(destination));
+    problems.extend(check_response(&destination.response));
+    problems.extend(check_proxy(&destination.request.proxy));
+    problems
+}
+
+fn check_auth(auth: &Auth) -> Vec<String> {
+    let mut problems = Vec::new();
+    match auth.kind {
+        AuthKind::SessionToken => {
+            if auth.token_in != TokenIn::Bearer && auth.token_name.is_empty() {
+                problems.push("destination.auth.token_name is empty: name the header or query parameter".to_owned());
+            }
+            if auth.token_in == TokenIn::Header && http::HeaderName::try_from(auth.token_name.as_str()).is_err() {
+                problems.push("destination.auth.token_name is no name of a header".to_owned());
+            }
+            if auth.token_pointer.is_empty() {
+                problems.push("destination.auth.token_pointer is empty: say where the token stands".to_owned());
+            }
+        }
+        AuthKind::ApiKey => {
+            if !auth.basic && auth.headers.is_empty() && auth.query.is_empty() {
+                problems.push(
+                    "destination.auth.kind is \"api_key\", but nothing carries the key: set destination.auth.headers, \
+                     destination.auth.query or destination.auth.basic"
+                        .to_owned(),
+                );
+            }
+        }
+        AuthKind::Bearer if http::HeaderValue::try_from(auth.bearer_token.expose()).is_err() => {
+            problems.push("destination.auth.bearer_token has characters that cannot stand in a header".to_owned());
+        }
+        AuthKind::Oauth2ClientCredentials | AuthKind::Oauth2Password | AuthKind::Bearer | AuthKind::None => {}
+    }
+    for (key, pointer) in [("token_pointer", &auth.token_pointer), ("lifetime_pointer", &auth.lifetime_pointer)] {
+        problems.extend(check_pointer(&format!("destination.auth.{key}"), pointer));
+    }
+    problems
+}
+
+fn check_urls(destination: &Destination, values: &Values) -> Vec<String> {
+    let auth = &destination.auth;
+    let uses = |key: &str| auth.kind.uses().contains(&key);
+    let mut runtime = values.clone();
+    for name in ["token", "key"] {
+        runtime.insert(name.to_owned(), "x".to_owned());
+    }
+    // Key, template, whether there has to be one, whether it has to hold this placeholder.
+    let urls = [
+        ("destination.auth.token_url", &auth.token_url, uses("token_url"), uses("token_url"), None),
+        ("destination.auth.revoke_url", &auth.revoke_url, uses("revoke_url"), false, None),
+        ("destination.auth.logout_url", &auth.logout_url, uses("logout_url"), false, Some("{token}")),
+        ("destination.request.url", &destination.request.url, true, true, None),
+        ("destination.reconcile.url", &destination.reconcile.url, true, false, Some("{key}")),
+    ];
+    let mut problems = Vec::new();
+    for (key, template, counts, required, placeholder) in urls {
+        if !counts || (template.is_empty() && !required) {
+            continue;
+        }
+        if let Some(placeholder) = placeholder.filter(|placeholder| !template.contains(placeholder)) {
+            problems.push(format!("{key} does not hold {placeholder}, so it would mean the same for all"));
+        }
+        match fill_in_url(template, &runtime).ok().and_then(|url| Url::parse(&url).ok()) {
+            Some(url) if has_credentials(&url) => problems.push(format!(
+                "{key} holds a user or a password, which do not belong into a URL: it may be shown; take them out"
+            )),
+            Some(url) if ["https", "http"].contains(&url.scheme()) => {}
+            _ => problems.push(format!("{key} is not a URL that begins with https://")),
+        }
+        if template.contains("{api_key}") {
+            problems.push(format!(
+                "{key} holds {{api_key}}, which does not belong into a URL that may be shown; set destination.auth.query"
+            ));
+        }
+    }
+    problems
+}
+
+fn check_headers(destination: &Destination, values: &Values) -> Vec<String> {
+    let mut problems = Vec::new();
+    let tables: [(&str, &BTreeMap<String, String>); 2] = [
+        ("destination.request.headers", &destination.request.headers),
+        ("destination.auth.headers", &destination.auth.headers),
+    ];
+    for (table, headers) in tables {
+        for (name, template) in headers {
+            let key = format!("{table}.{name}");
+            // A key's own header may well be `Authorization`.
+            let own = if table.ends_with("auth.headers") && destination.auth.kind == AuthKind::ApiKey {
+                OWN_HEADERS.get(1..).unwrap_or_default()
+            } else {
+                &OWN_HEADERS[..]
+            };
+            match http::HeaderName::try_from(name.as_str()) {
+                Err(_) => problems.push(format!("{key}: this is not a header name")),
+                Ok(header) if own.contains(&header.as_str()) => {
+                    problems.push(format!("{key}: leadpost sets this header itself; take it out"));
+                }
+                Ok(_) => {}
+            }
+            if fill_in(template, values).is_ok_and(|value| http::HeaderValue::try_from(value).is_err()) {
+                problems.push(format!("{key}: its value cannot stand in a header"));
+            }
+        }
+    }
+    problems
+}
+
+fn check_expressions(destination: &Destination) -> Vec<String> {
+    let Destination { request, response, reconcile, .. } = destination;
+    let mut problems = Vec::new();
+    for (key, source, variables) in [
+        ("destination.request.jq", &request.jq, LEAD_VARIABLES),
+        ("destination.response.success_test", &response.success_test, ANSWER_VARIABLES),
+        ("destination.response.duplicate_test", &response.duplicate_test, ANSWER_VARIABLES),
+        ("destination.reconcile.key", &reconcile.key, LEAD_VARIABLES),
+        ("destination.reconcile.found", &reconcile.found, ANSWER_VARIABLES),
+    ] {
+        if !source.is_empty()
+            && let Err(problem) = Program::compile(source, &variables)
+        {
+            problems.push(format!("{key} is no jq expression: {problem}"));
+        }
+    }
+    if reconcile.is_set() {
+        for (key, source) in [("key", &reconcile.key), ("found", &reconcile.found)] {
+            if source.is_empty() {
+                problems.push(format!("destination.reconcile.{key} is empty: destination.reconcile.url needs it"));
+            }
+        }
+    }
+    problems.extend(check_pointer("destination.reconcile.remote_id", &reconcile.remote_id));
+    problems
+}
+
+fn check_response(response: &ResponseRules) -> Vec<String> {
+    let mut problems = Vec::new();
+    if response.success.is_empty() {
+        problems.push("destination.response.success is empty: no post could ever succeed".to_owned());
+    }
+    let sets = response.named_sets();
+    for status in 100..600 {
+        let named: Vec<&str> = sets.iter().filter(|(_, set)| set.contains(status)).map(|(name, _)| *name).collect();
+        if let [first, second, ..] = named[..] {
+            problems.push(format!(
+                "status {status} is in destination.response.{first} and in destination.response.{second}; leave it in one of them"
+            ));
+        }
+    }
+    for (key, pointer) in [
+        ("reason", &response.reason),
+        ("remote_id", &response.remote_id),
+        ("remote_state", &response.remote_state),
+        ("remote_sub_state", &response.remote_sub_state),
+        ("next_schedule_time", &response.next_schedule_time),
+    ] {
+        problems.extend(check_pointer(&format!("destination.response.{key}"), pointer));
+    }
+    problems
+}
+
+fn check_pointer(key: &str, pointer: &str) -> Option<String> {
+    let is_pointer = pointer.is_empty() || pointer.starts_with('/');
+    (!is_pointer).then(|| format!("{key} is no JSON Pointer (RFC 6901): write it as /member/0/member"))
+}
+
+fn check_proxy(proxy: &str) -> Option<String> {
+    if ["none", "env"].contains(&proxy) {
+        return None;
+    }
+    match Url::parse(proxy) {
+        Ok(url) if has_credentials(&url) => Some(
+            "destination.request.proxy holds a user or a password, which do not belong into a URL: it may be shown; set \
+             destination.request.proxy to \"env\" and the proxy's URL as HTTPS_PROXY"
+                .to_owned(),
+        ),
+        Ok(url) if url.has_host() => None,
+        _ => Some("destination.request.proxy must be \"none\", \"env\" or a proxy's URL".to_owned()),
+    }
+}
+
+fn has_credentials(url: &Url) -> bool {
+    !url.username().is_empty() || url.password().is_some()
+}

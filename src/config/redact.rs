@@ -1,0 +1,121 @@
+//! Takes secrets out of what strangers say: an API, a proxy or a token endpoint may repeat what it was sent, and what it says goes
+//! into the ledger.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use memchr::memmem;
+
+use super::{Destination, Secret};
+
+/// What stands in a secret's place.
+const REDACTED: &str = "***";
+
+/// Nothing shorter is looked for: it would be found by chance.
+const MIN_BYTES: usize = 4;
+
+/// The secrets of a destination, in every form in which they go over the wire.
+#[derive(Debug, Clone, Default)]
+pub struct Redactor(Vec<Secret>);
+
+impl Redactor {
+    /// The secrets of this destination.
+    pub fn of(destination: &Destination) -> Self {
+        let auth = &destination.auth;
+        let mut redactor = Self::default();
+        for (id, secret) in [
+            (auth.client_id.as_str(), &auth.client_secret),
+            (auth.username.as_str(), &auth.password),
+            (auth.api_key_id.as_str(), &auth.api_key),
+            ("", &auth.bearer_token),
+        ] {
+            if secret.is_set() {
+                redactor.add(secret.expose());
+                redactor.add(&STANDARD.encode(format!("{id}:{}", secret.expose())));
+                redactor.add(&STANDARD.encode(format!("{}:{}", form(id), form(secret.expose()))));
+            }
+        }
+        redactor
+    }
+
+    /// The same, and these.
+    #[must_use]
+    pub fn and<'a>(&self, more: impl IntoIterator<Item = &'a str>) -> Self {
+        let mut redactor = self.clone();
+        for secret in more {
+            redactor.add(secret);
+        }
+        redactor
+    }
+
+    fn add(&mut self, secret: &str) {
+        let in_json = serde_json::Value::from(secret).to_string();
+        let in_json = in_json.get(1..in_json.len() - 1).unwrap_or_default();
+        for written in [secret, &form(secret), in_json] {
+            if written.len() >= MIN_BYTES && !self.0.iter().any(|known| known.expose() == written) {
+                self.0.push(Secret::new(written));
+            }
+        }
+    }
+
+    /// The text without secrets.
+    pub fn clean(&self, text: &str) -> String {
+        self.0.iter().fold(text.to_owned(), |text, secret| text.replace(secret.expose(), REDACTED))
+    }
+
+    /// The bytes without secrets.
+    pub fn clean_bytes(&self, bytes: Vec<u8>) -> Vec<u8> {
+        self.0.iter().fold(bytes, |bytes, secret| {
+            let secret = secret.expose().as_bytes();
+            if memmem::find(&bytes, secret).is_none() {
+                return bytes;
+            }
+            let mut clean = Vec::with_capacity(bytes.len());
+            let mut from = 0;
+            for at in memmem::find_iter(&bytes, secret) {
+                clean.extend_from_slice(bytes.get(from..at).unwrap_or_default());
+                clean.extend_from_slice(REDACTED.as_bytes());
+                from = at + secret.len();
+            }
+            clean.extend_from_slice(bytes.get(from..).unwrap_or_default());
+            clean
+        })
+    }
+}
+
+/// As a form or a query writes it.
+fn form(text: &str) -> String {
+    url::form_urlencoded::byte_serialize(text.as_bytes()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_are_found_in_every_form_in_which_they_go_over_the_wire() {
+        let mut destination = Destination::default();
+        destination.auth.client_id = "id".to_owned();
+        destination.auth.client_secret = Secret::new("hunter 2/\"é");
+        destination.auth.bearer_token = Secret::new("abc");
+        let redactor = Redactor::of(&destination).and(["token-1"]);
+        let echoes = [
+            "hunter 2/\"é".to_owned(),
+            "hunter+2%2F%22%C3%A9".to_owned(),
+            serde_json::json!({ "client_secret": "hunter 2/\"é" }).to_string(),
+            STANDARD.encode("id:hunter 2/\"é"),
+            STANDARD.encode("id:hunter+2%2F%22%C3%A9"),
+            "Bearer token-1".to_owned(),
+        ];
+        for echo in echoes {
+            let said = format!("you sent {echo} and {echo}!");
+            let clean = redactor.clean(&said);
+            assert_eq!(redactor.clean_bytes(said.into_bytes()), clean.as_bytes());
+            assert!(clean.matches("***").count() == 2 && clean.ends_with('!'), "{clean}");
+            assert!(!clean.contains("hunter") && !clean.contains("token-1"), "{clean}");
+        }
+        assert_eq!(
+            redactor.clean("abc and id stay: one is too short to be looked for"),
+            "abc and id stay: one is too short to be looked for"
+        );
+    }
+}
