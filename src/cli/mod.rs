@@ -5,10 +5,12 @@
 //! - An error says what was tried, what came of it, and what to do.
 //! - Exit codes: [`Exit`].
 
+mod config;
 mod healthcheck;
 mod leads;
 mod migrate;
 mod output;
+mod presets;
 mod publish;
 mod requeue;
 mod run;
@@ -101,6 +103,9 @@ enum Command {
     Migrate(migrate::MigrateArgs),
     #[command(subcommand)]
     Topology(topology::TopologyCommand),
+    Presets(presets::PresetsArgs),
+    #[command(subcommand)]
+    Config(config::ConfigCommand),
     Sandbox(sandbox::SandboxArgs),
     Healthcheck(healthcheck::HealthcheckArgs),
 }
@@ -174,6 +179,8 @@ impl Cli {
             Command::Verify(args) => verify::run(args, &source).await,
             Command::Migrate(args) => migrate::run(args, &source).await,
             Command::Topology(command) => topology::run(command, &source).await,
+            Command::Presets(args) => presets::run(&args),
+            Command::Config(command) => config::run(&command, &source),
             Command::Sandbox(args) => {
                 let shutdown = Shutdown::on_signals()?;
                 sandbox::run(args, shutdown.drain.cancelled_owned()).await?;

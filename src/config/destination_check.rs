@@ -88,7 +88,41 @@ pub fn missing(destination: &Destination) -> Vec<Missing> {
             }
         }
     }
+    for (key, source) in expressions(destination) {
+        for name in needed_variables(source) {
+            let wanted = Missing {
+                key: format!("destination.variables.{name}"),
+                needed_by: Some(key.to_owned()),
+                has_file: false,
+            };
+            let is_set = values.get(name).is_some_and(|value| !value.is_empty());
+            if !is_set && !missing.iter().any(|known| known.key == wanted.key) {
+                missing.push(wanted);
+            }
+        }
+    }
     missing
+}
+
+/// The jq expressions that are used, with their keys.
+fn expressions(destination: &Destination) -> [(&'static str, &str); 5] {
+    let Destination { request, response, reconcile, .. } = destination;
+    [
+        ("destination.request.jq", &request.jq),
+        ("destination.response.success_test", &response.success_test),
+        ("destination.response.duplicate_test", &response.duplicate_test),
+        ("destination.reconcile.key", &reconcile.key),
+        ("destination.reconcile.found", &reconcile.found),
+    ]
+}
+
+/// The variables that an expression reads as `$variables.name`, but for those that it can do without (`$variables.name // ...`).
+fn needed_variables(source: &str) -> impl Iterator<Item = &str> {
+    source.split("$variables.").skip(1).filter_map(|rest| {
+        let end = rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(rest.len());
+        let (name, behind) = rest.split_at(end);
+        (!name.is_empty() && !behind.trim_start().starts_with("//")).then_some(name)
+    })
 }
 
 /// What stands for placeholders: the variables, and the key of the log-in where that is one. Not to be shown.
@@ -259,15 +293,11 @@ fn check_headers(destination: &Destination, values: &Values) -> Vec<String> {
 }
 
 fn check_expressions(destination: &Destination) -> Vec<String> {
-    let Destination { request, response, reconcile, .. } = destination;
+    let reconcile = &destination.reconcile;
     let mut problems = Vec::new();
-    for (key, source, variables) in [
-        ("destination.request.jq", &request.jq, LEAD_VARIABLES),
-        ("destination.response.success_test", &response.success_test, ANSWER_VARIABLES),
-        ("destination.response.duplicate_test", &response.duplicate_test, ANSWER_VARIABLES),
-        ("destination.reconcile.key", &reconcile.key, LEAD_VARIABLES),
-        ("destination.reconcile.found", &reconcile.found, ANSWER_VARIABLES),
-    ] {
+    for (key, source) in expressions(destination) {
+        let is_of_lead = ["destination.request.jq", "destination.reconcile.key"].contains(&key);
+        let variables = if is_of_lead { LEAD_VARIABLES } else { ANSWER_VARIABLES };
         if !source.is_empty()
             && let Err(problem) = Program::compile(source, &variables)
         {
@@ -333,4 +363,84 @@ fn check_proxy(proxy: &str) -> Option<String> {
 
 fn has_credentials(url: &Url) -> bool {
     !url.username().is_empty() || url.password().is_some()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Source;
+    use super::*;
+
+    fn problems(change: impl FnOnce(&mut Destination)) -> String {
+        let mut settings = Source::of_nothing().read().expect("the defaults");
+        settings.destination.auth.client_id = "id".to_owned();
+        settings.destination.auth.client_secret = Secret::new("secret");
+        change(&mut settings.destination);
+        check_destination(&settings).join("\n")
+    }
+
+    #[test]
+    fn each_way_of_logging_in_says_what_it_lacks() {
+        let of = |kind| {
+            problems(|destination| {
+                destination.auth = Auth { kind, token_url: "https://h/t".to_owned(), ..Auth::default() };
+            })
+        };
+        for (kind, keys) in [
+            (AuthKind::Oauth2ClientCredentials, &["client_id", "client_secret"][..]),
+            (AuthKind::Oauth2Password, &["client_id", "client_secret", "username", "password"]),
+            (AuthKind::SessionToken, &["username", "password"]),
+            (AuthKind::Bearer, &["bearer_token"]),
+        ] {
+            let text = of(kind);
+            for key in keys {
+                let variable = format!("LEADPOST__DESTINATION__AUTH__{}", key.to_uppercase());
+                assert!(text.contains(&format!("destination.auth.{key} is not set: set {variable}")), "{kind:?}: {text}");
+            }
+            assert_eq!(text.lines().count(), keys.len(), "{kind:?}: {text}");
+        }
+        assert!(of(AuthKind::ApiKey).contains("nothing carries the key"));
+        assert_eq!(of(AuthKind::None), "");
+    }
+
+    #[test]
+    fn what_templates_and_expressions_need_is_named_once_with_who_needs_it() {
+        let text = problems(|destination| {
+            destination.request.url = "{api}/leads/{campaign}".to_owned();
+            destination.request.jq = "{at: $variables.place, or: ($variables.other // 1), again: $variables.place}".to_owned();
+            destination.auth.headers.insert("x-key".to_owned(), "{api_key}".to_owned());
+        });
+        for expected in [
+            "destination.request.url needs destination.variables.api: set it, or LEADPOST__DESTINATION__VARIABLES__API",
+            "destination.request.url needs destination.variables.campaign",
+            "destination.request.jq needs destination.variables.place",
+            "destination.auth.api_key is not set: set LEADPOST__DESTINATION__AUTH__API_KEY or LEADPOST__DESTINATION__AUTH__API_KEY_FILE",
+        ] {
+            assert_eq!(text.matches(expected).count(), 1, "{expected} in {text}");
+        }
+        assert!(!text.contains("variables.other"), "{text}");
+    }
+
+    #[test]
+    fn expressions_urls_and_pointers_that_cannot_be_used_are_named() {
+        type Change = fn(&mut Destination);
+        let cases: [(Change, &str); 10] = [
+            (|d| d.request.jq = "{a: nonsense}".to_owned(), "destination.request.jq is no jq expression: there is no filter nonsense"),
+            (|d| d.request.jq = "$status".to_owned(), "there is no variable $status"),
+            (|d| d.response.success_test = "$lead_id".to_owned(), "destination.response.success_test is no jq expression"),
+            (|d| d.response.remote_id = "id".to_owned(), "destination.response.remote_id is no JSON Pointer"),
+            (|d| d.reconcile.url = "https://h/leads".to_owned(), "destination.reconcile.url does not hold {key}"),
+            (|d| d.reconcile.url = "https://h/{key}".to_owned(), "destination.reconcile.found is empty"),
+            (|d| d.auth.revoke_url = "h/x".to_owned(), "destination.auth.revoke_url is not a URL"),
+            (|d| d.auth.token_url = String::new(), "destination.auth.token_url is not a URL"),
+            (|d| d.request.url = "https://h/?key={api_key}".to_owned(), "destination.request.url holds {api_key}"),
+            (
+                |d| drop(d.auth.headers.insert("authorization".to_owned(), "x".to_owned())),
+                "destination.auth.headers.authorization: leadpost sets this header itself",
+            ),
+        ];
+        for (change, expected) in cases {
+            let text = problems(change);
+            assert!(text.contains(expected), "{expected} in {text}");
+        }
+    }
 }

@@ -322,6 +322,30 @@ impl Default for Shutdown {
     }
 }
 
+/// The settings as they may be shown: secrets hidden, and whatever else goes along with requests,
+/// unless it is a placeholder.
+pub fn shown(settings: &Settings) -> serde_json::Value {
+    let mut shown = serde_json::to_value(settings).unwrap_or_default();
+    for table in ["auth/headers", "auth/query", "auth/parameters", "request/headers"] {
+        let members = shown.pointer_mut(&format!("/destination/{table}")).and_then(serde_json::Value::as_object_mut);
+        for value in members.into_iter().flatten().map(|(_, value)| value) {
+            if value.as_str().is_some_and(|text| !text.is_empty() && !text.starts_with('{')) {
+                *value = "(set)".into();
+            }
+        }
+    }
+    without_nulls(&mut shown);
+    shown
+}
+
+/// TOML has no `null`: what is not set is left out.
+fn without_nulls(value: &mut serde_json::Value) {
+    if let serde_json::Value::Object(members) = value {
+        members.retain(|_, member| !member.is_null());
+        members.values_mut().for_each(without_nulls);
+    }
+}
+
 impl Settings {
     /// How many leads may be in hand at once: those being posted, and one batch accepted ahead.
     pub fn window(&self) -> usize {

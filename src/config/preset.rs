@@ -1,5 +1,7 @@
 //! The presets: what is known of each lead API, as configuration that every key of a user's own overrides.
 
+use super::ConfigError;
+
 /// A lead API that leadpost knows.
 #[derive(Debug, Clone, Copy)]
 pub struct Preset {
@@ -55,9 +57,10 @@ pub fn find(name: &str) -> Option<&'static Preset> {
     PRESETS.iter().find(|preset| preset.name == name)
 }
 
-/// The names of all presets.
-pub fn names() -> Vec<&'static str> {
-    PRESETS.iter().map(|preset| preset.name).collect()
+/// That there is no preset of this name, and which there are.
+pub fn unknown(what: &str, name: &str) -> ConfigError {
+    let known: Vec<_> = PRESETS.iter().map(|preset| preset.name).collect();
+    ConfigError::one(format!("{what} {name:?}; the presets are {}", known.join(", ")))
 }
 
 #[cfg(test)]

@@ -40,6 +40,11 @@ impl Source {
         Self { file, env: std::env::vars_os().filter_map(utf8).collect(), flags }
     }
 
+    /// No file, no environment, no flags: the defaults.
+    pub fn of_nothing() -> Self {
+        Self { file: Some(PathBuf::from("/dev/null")), ..Self::default() }
+    }
+
     /// Reads all layers, resolves secrets and checks the whole.
     ///
     /// # Errors
@@ -69,10 +74,7 @@ impl Source {
         let own = merge(&[&file, &env, &flags])?;
 
         let name = string_at(&own, "destination.preset").unwrap_or_else(|| Settings::default().destination.preset);
-        let preset = preset::find(&name).ok_or_else(|| {
-            let known = preset::names().join(", ");
-            ConfigError::one(format!("destination.preset is {name:?}; the presets are {known}"))
-        })?;
+        let preset = preset::find(&name).ok_or_else(|| preset::unknown("destination.preset is", &name))?;
         let preset = Config::builder()
             .add_source(File::from_str(preset.toml, FileFormat::Toml))
             .build()

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use lapin::options::{BasicGetOptions, BasicNackOptions};
 use leadpost::config::Settings;
 use leadpost::lead::{Code, LeadId, Violation};
-use leadpost::ledger::{Arrival, Attempt, End, Fate, LeadState, Leased, Ledger, Next, OnLock, Settlement};
+use leadpost::ledger::{Arrival, Attempt, End, Fate, LeadState, Leased, Ledger, Next, OnLock, RequestKind, Settlement};
 use leadpost::lifecycle::Shutdown;
 use leadpost::worker::Worker;
 use tokio::time::Instant;
@@ -35,6 +35,7 @@ pub fn arrival(id: LeadId, body: &str) -> Arrival {
 pub fn attempt(outcome: &'static str, http_status: Option<u16>) -> Attempt {
     let failed = outcome != "delivered";
     Attempt {
+        request: RequestKind::Post,
         started_at: Instant::now(),
         duration: Duration::ZERO,
         outcome,

@@ -1,0 +1,99 @@
+//! `leadpost presets`: the lead APIs that are known.
+
+use serde::Serialize;
+
+use super::{Exit, Output, print, print_bytes, print_json};
+use crate::config::preset::{self, PRESETS, Preset};
+use crate::config::{self, ConfigError, Source};
+
+/// List the lead APIs that are known, or show what is known of one
+///
+/// A preset is selected with destination.preset; every key of it can be overridden.
+#[derive(Debug, clap::Args)]
+pub(super) struct PresetsArgs {
+    #[command(subcommand)]
+    command: Option<PresetsCommand>,
+
+    /// How to print the list
+    #[arg(long, value_enum, default_value = "text")]
+    output: Output,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum PresetsCommand {
+    /// Print a preset as configuration to start from, each fact with its source
+    ///
+    /// Example: leadpost presets show kaisa > leadpost.toml
+    Show {
+        /// Name of the preset
+        name: String,
+    },
+}
+
+/// A preset in the list.
+#[derive(Debug, Serialize)]
+struct Listed {
+    name: &'static str,
+    summary: &'static str,
+    auth: &'static str,
+    /// The environment variables that have to be set; those of secrets may also name a file, with `_FILE` at their end.
+    needs: Vec<String>,
+}
+
+pub(super) fn run(args: &PresetsArgs) -> anyhow::Result<Exit> {
+    match &args.command {
+        Some(PresetsCommand::Show { name }) => {
+            let preset = preset::find(name).ok_or_else(|| preset::unknown("there is no preset", name))?;
+            print_bytes(preset.toml.as_bytes())?;
+        }
+        None => {
+            let listed = PRESETS.iter().map(listed).collect::<Result<Vec<_>, _>>()?;
+            match args.output {
+                Output::Json => print_json(&listed)?,
+                Output::Text => {
+                    for (at, preset) in listed.iter().enumerate() {
+                        if at > 0 {
+                            print("")?;
+                        }
+                        print(&format!("{}\n  {}\n  log-in {}; needs", preset.name, preset.summary, preset.auth))?;
+                        for variable in &preset.needs {
+                            print(&format!("    {variable}"))?;
+                        }
+                    }
+                }
+            }
+        }
+    }
+    Ok(Exit::Done)
+}
+
+/// What a preset needs, from the preset alone.
+fn listed(preset: &Preset) -> Result<Listed, ConfigError> {
+    let source = Source {
+        flags: vec![("destination.preset".to_owned(), preset.name.to_owned())],
+        ..Source::of_nothing()
+    };
+    let destination = source.read()?.destination;
+    Ok(Listed {
+        name: preset.name,
+        summary: preset.summary,
+        auth: destination.auth.kind.as_str(),
+        needs: config::missing(&destination).iter().map(config::Missing::variable).collect(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_preset_says_what_it_needs() {
+        let needs = |name: &str| listed(preset::find(name).expect("a preset")).expect("readable").needs;
+        assert_eq!(
+            needs("paya-session"),
+            ["AUTH__USERNAME", "AUTH__PASSWORD", "VARIABLES__DEVELOPER_ID", "VARIABLES__DOMAIN", "VARIABLES__LOCATION_ID"]
+                .map(|name| format!("LEADPOST__DESTINATION__{name}"))
+        );
+        assert!(PRESETS.iter().all(|preset| !needs(preset.name).is_empty()));
+    }
+}
