@@ -35,6 +35,7 @@ mod entry;
 mod exchange;
 mod fault_json;
 mod faults;
+mod head;
 mod journal;
 mod leads;
 mod pace;
@@ -47,6 +48,7 @@ mod seven_targets;
 mod spread;
 #[cfg(test)]
 mod tests;
+mod tokens;
 mod wire;
 
 use std::io;
@@ -54,7 +56,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use entry::{Effect, Endpoint, Entry, Key};
+pub use entry::{ContentType, Effect, Endpoint, Entry, Key};
 pub use faults::{CutAt, Delay, DripFrom, Fault, FaultKind, RetryAfter, StatusAnswer};
 pub use journal::{Journal, NotSeen};
 pub use pages::{Counts, Pages};
@@ -171,12 +173,12 @@ impl Sandbox {
 
     /// Makes all tokens worthless, at once.
     pub fn revoke_all(&self) {
-        self.shared.tokens.revoke_all();
+        self.shared.memory.revoke_all();
     }
 
     /// Forgets which leads exist: none is a duplicate of an earlier one.
     pub fn forget_leads(&self) {
-        self.shared.leads.forget();
+        self.shared.memory.forget_leads();
     }
 
     /// Ends the listener and all connections. The port stays taken, and whoever connects is refused.

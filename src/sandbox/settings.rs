@@ -56,6 +56,8 @@ pub struct Tuning {
     /// How long a token lives: enforced to the millisecond, announced in whole seconds (`expires_in`, rounded down).
     #[serde(rename = "token_lifetime_ms", with = "millis")]
     pub token_lifetime: Duration,
+    /// When set, the lifetime that is announced instead of the true one, in seconds.
+    pub announced_lifetime_s: Option<u64>,
     /// Characters of a token. Cognito's are JWTs of 800 to 1,000.
     pub token_length: usize,
     /// How long the token endpoint takes.
@@ -97,6 +99,7 @@ impl Default for Tuning {
             client_secret: "sandbox-secret".to_owned(),
             scope: "leads/post".to_owned(),
             token_lifetime: Duration::from_secs(3600),
+            announced_lifetime_s: None,
             token_length: 900,
             token_delay: Duration::ZERO,
             token_unavailable: None,
@@ -116,6 +119,11 @@ impl Default for Tuning {
 }
 
 impl Tuning {
+    /// The lifetime of a token as it is announced, in seconds.
+    pub(super) fn announced_lifetime_s(&self) -> u64 {
+        self.announced_lifetime_s.unwrap_or(self.token_lifetime.as_secs())
+    }
+
     /// These settings with the members of `patch` put over them.
     ///
     /// # Errors
