@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 
 use http::header::{AUTHORIZATION, CACHE_CONTROL};
-use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use http::{HeaderMap, HeaderValue, StatusCode};
 use url::form_urlencoded;
 
 use super::api::Desk;
@@ -21,11 +21,6 @@ use super::tokens;
 pub(super) const PATH: &str = "/oauth2/token";
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json;charset=UTF-8");
-
-/// Whether a request is one for a token.
-pub(super) fn is_token_request(method: &Method, path: &str) -> bool {
-    method == Method::POST && path == PATH
-}
 
 /// Answers a request for a token.
 pub(super) fn answer(desk: &Desk<'_>) -> (Reply, Effect) {

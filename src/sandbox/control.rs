@@ -28,7 +28,7 @@ DELETE /_sandbox/leads               forgets which leads exist
 GET    /_sandbox/faults              the plan: what is left of the script, rates, rules
 POST   /_sandbox/faults              replaces the parts of the plan that the document has
 DELETE /_sandbox/faults              removes script, rates and rules
-POST   /_sandbox/revoke              makes all tokens worthless
+POST   /_sandbox/revoke              makes all tokens and sessions worthless
 GET    /_sandbox/settings            the tunable settings
 PATCH  /_sandbox/settings            changes the members that the document has
 GET    /_sandbox/login               the page that a redirect leads to

@@ -119,7 +119,8 @@ impl Exchange<'_> {
         };
         visit.body(&body);
         let draft = Draft::read(self.tuning.profile, self.endpoint, self.head, &body);
-        visit.notes.email = draft.email();
+        visit.notes.email = draft.email(self.head);
+        visit.notes.token_ok |= api::admits_body(self.tuning, self.endpoint, self.head, &body);
         if let Some(refusal) = refusal {
             return Ok(refusal.into());
         }
@@ -168,12 +169,20 @@ impl Exchange<'_> {
             visit.notes.fault = Some("over_capacity");
             return Some(too_many(self.tuning.retry_after_s.into()));
         }
+        let now_us = u64::try_from(self.shared.started.elapsed().as_micros()).unwrap_or(u64::MAX);
         if let Some(per_s) = self.tuning.rate_limit_per_s {
-            let now_us = u64::try_from(self.shared.started.elapsed().as_micros()).unwrap_or(u64::MAX);
             let mut pace = self.shared.pace.lock().unwrap_or_else(PoisonError::into_inner);
             if let Err(seconds) = pace.admit(now_us, per_s) {
                 visit.notes.fault = Some("rate_limited");
                 return Some(too_many(seconds));
+            }
+        }
+        // It is an account's limit, and only who is known has an account.
+        if let Some(per_min) = self.tuning.rate_limit_per_min.filter(|_| visit.notes.token_ok) {
+            let mut minute = self.shared.minute.lock().unwrap_or_else(PoisonError::into_inner);
+            if !minute.admit(now_us, per_min) {
+                visit.notes.fault = Some("rate_limited");
+                return Some(api::too_many(self.tuning.profile));
             }
         }
         None

@@ -6,8 +6,8 @@
 //!
 //! ```text
 //!                ┌─ server ── wire ───────────────────────┐
-//!   POST /leads ─┤  exchange ─ plan ─> fault?             │
-//!   POST /token ─┤     │  └─ api ─> seven_targets, cognito │── journal <── tests, /_sandbox/journal
+//!   leads, token ┤  exchange ─ plan ─> fault?             │
+//!   query, logout┤     │  └─ api ─> squad, kaisa, paya ..  │── journal <── tests, /_sandbox/journal
 //!   /_sandbox/* ─┤     └─ control                         │
 //!                └────────────────────────────────────────┘
 //! ```
@@ -37,15 +37,21 @@ mod fault_json;
 mod faults;
 mod head;
 mod journal;
+mod kaisa;
 mod leads;
+mod oauth_toolkit;
 mod pace;
 mod pages;
+mod paya;
+mod paya_fields;
+mod paya_login;
 mod plan;
 mod reply;
 mod server;
 mod settings;
 mod seven_targets;
 mod spread;
+mod squad;
 #[cfg(test)]
 mod tests;
 mod tokens;
@@ -108,12 +114,17 @@ impl Sandbox {
         format!("http://{addr}{path}")
     }
 
-    /// The URL at which the played API gives tokens.
-    pub fn token_url(&self) -> String {
-        self.url(api::token_path(self.shared.tuning().profile))
+    /// The URL that every path is put behind.
+    pub fn base_url(&self) -> String {
+        self.url("")
     }
 
-    /// The URL at which the played API takes leads.
+    /// The URL at which the played API gives tokens. SquadIQ gives none: what is asked of it there is not found.
+    pub fn token_url(&self) -> String {
+        self.url(api::token_path(self.shared.tuning().profile).unwrap_or(oauth_toolkit::TOKEN_PATH))
+    }
+
+    /// The URL at which the played API takes leads, with a campaign or a version where it needs one.
     pub fn leads_url(&self) -> String {
         self.url(api::leads_path(self.shared.tuning().profile))
     }
@@ -155,7 +166,7 @@ impl Sandbox {
         self.tune(|tuning| tuning.token_lifetime = lifetime);
     }
 
-    /// The only credentials that the token endpoint accepts from now on.
+    /// The only client that the token endpoint accepts from now on.
     pub fn set_credentials(&self, client_id: &str, client_secret: &str) {
         self.tune(|tuning| {
             tuning.client_id = client_id.to_owned();
@@ -171,7 +182,8 @@ impl Sandbox {
         });
     }
 
-    /// Makes all tokens worthless, at once.
+    /// Makes all tokens and sessions worthless, at once. API keys and static tokens are settings: [`tune`](Self::tune)
+    /// changes them.
     pub fn revoke_all(&self) {
         self.shared.memory.revoke_all();
     }

@@ -20,7 +20,7 @@ use tokio_util::task::TaskTracker;
 use super::api::Memory;
 use super::exchange;
 use super::journal::Journal;
-use super::pace::Pace;
+use super::pace::{Minute, Pace};
 use super::plan::Faults;
 use super::settings::{SandboxSettings, Tuning};
 use super::wire::{Line, Wire};
@@ -37,6 +37,7 @@ pub(super) struct Shared {
     pub(super) faults: Faults,
     pub(super) journal: Arc<Journal>,
     pub(super) pace: Mutex<Pace>,
+    pub(super) minute: Mutex<Minute>,
     tuning: RwLock<Arc<Tuning>>,
 }
 
@@ -49,6 +50,7 @@ impl Shared {
             faults: Faults::new(settings.seed, &settings.faults),
             journal: Arc::new(Journal::new(settings.keep_bodies, settings.journal_limit)),
             pace: Mutex::default(),
+            minute: Mutex::default(),
             tuning: RwLock::new(Arc::new(settings.tuning.clone())),
         }
     }

@@ -17,7 +17,8 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::api::Desk;
-use super::entry::{ContentType, Effect};
+use super::cognito;
+use super::entry::{ContentType, Effect, Endpoint};
 use super::head::content_type;
 use super::leads::Filed;
 use super::reply::Reply;
@@ -29,9 +30,13 @@ pub(super) const PATH: &str = "/leads";
 /// The header that says for whom a lead is, mandatory since 2023.
 const USER_HEADER: &str = "7ts-user-identifier";
 
-/// Whether a request is one that brings a lead.
-pub(super) fn is_post(method: &Method, path: &str) -> bool {
-    method == Method::POST && path == PATH
+/// What a request is addressed to.
+pub(super) fn endpoint(method: &Method, path: &str) -> Option<Endpoint> {
+    match (method, path) {
+        (&Method::POST, PATH) => Some(Endpoint::Leads),
+        (&Method::POST, cognito::PATH) => Some(Endpoint::Token),
+        _ => None,
+    }
 }
 
 /// A body that has been read, well or not.
@@ -152,20 +157,18 @@ fn check(profile: Profile, wanted: &Wanted) -> Result<(), String> {
     if !wanted.email.as_deref().is_some_and(plausible_email) {
         return Err("email is not valid".to_owned());
     }
-    match profile {
-        Profile::SevenTargets => match &wanted.assistant_id {
-            None | Some(Value::Null) => Err("assistantId is mandatory".to_owned()),
-            Some(id) if is_id(id) => Ok(()),
-            Some(_) => Err("assistantId must be a number".to_owned()),
-        },
-        Profile::SevenTargets2024 => {
-            mandatory("assistantEmail", &wanted.assistant_email)?;
-            if wanted.assistant_email.as_deref().is_some_and(plausible_email) {
-                Ok(())
-            } else {
-                Err("assistantEmail is not valid".to_owned())
-            }
-        }
+    if profile == Profile::SevenTargets2024 {
+        mandatory("assistantEmail", &wanted.assistant_email)?;
+        return if wanted.assistant_email.as_deref().is_some_and(plausible_email) {
+            Ok(())
+        } else {
+            Err("assistantEmail is not valid".to_owned())
+        };
+    }
+    match &wanted.assistant_id {
+        None | Some(Value::Null) => Err("assistantId is mandatory".to_owned()),
+        Some(id) if is_id(id) => Ok(()),
+        Some(_) => Err("assistantId must be a number".to_owned()),
     }
 }
 
