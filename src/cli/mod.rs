@@ -101,7 +101,7 @@ enum Command {
     Migrate(migrate::MigrateArgs),
     #[command(subcommand)]
     Topology(topology::TopologyCommand),
-    Sandbox(sandbox::SandboxArgs),
+    Sandbox(Box<sandbox::SandboxArgs>),
     Healthcheck(healthcheck::HealthcheckArgs),
 }
 
@@ -176,7 +176,7 @@ impl Cli {
             Command::Topology(command) => topology::run(command, &source).await,
             Command::Sandbox(args) => {
                 let shutdown = Shutdown::on_signals()?;
-                sandbox::run(args, shutdown.drain.cancelled_owned()).await?;
+                sandbox::run(*args, shutdown.drain.cancelled_owned()).await?;
                 Ok(Exit::Done)
             }
             Command::Healthcheck(args) => healthcheck::run(args, &source).await,

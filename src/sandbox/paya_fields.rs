@@ -97,7 +97,7 @@ pub(super) fn check(contact: &Map<String, Value>, location_id: &str) -> Errors {
             None => {}
         }
     }
-    if errors.by_field.get("location_id").is_none() && contact.get("location_id") != Some(&Value::from(location_id)) {
+    if !errors.by_field.contains_key("location_id") && contact.get("location_id") != Some(&Value::from(location_id)) {
         errors.add("location_id", "location_id provided is not valid");
     }
     if let Some(update) = contact.get(UPDATE) {
