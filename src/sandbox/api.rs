@@ -11,7 +11,7 @@ use super::entry::{Effect, Endpoint, Key};
 use super::head::bearer;
 use super::leads::Leads;
 use super::oauth_toolkit::RefreshTokens;
-use super::paya::Contacts;
+use super::paya_contacts::Contacts;
 use super::reply::Reply;
 use super::settings::{Profile, Tuning};
 use super::tokens::Tokens;

@@ -43,6 +43,7 @@ mod oauth_toolkit;
 mod pace;
 mod pages;
 mod paya;
+mod paya_contacts;
 mod paya_fields;
 mod paya_login;
 mod plan;
