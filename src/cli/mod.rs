@@ -106,7 +106,7 @@ enum Command {
     Presets(presets::PresetsArgs),
     #[command(subcommand)]
     Config(config::ConfigCommand),
-    Sandbox(sandbox::SandboxArgs),
+    Sandbox(Box<sandbox::SandboxArgs>),
     Healthcheck(healthcheck::HealthcheckArgs),
 }
 
@@ -183,7 +183,7 @@ impl Cli {
             Command::Config(command) => config::run(&command, &source),
             Command::Sandbox(args) => {
                 let shutdown = Shutdown::on_signals()?;
-                sandbox::run(args, shutdown.drain.cancelled_owned()).await?;
+                sandbox::run(*args, shutdown.drain.cancelled_owned()).await?;
                 Ok(Exit::Done)
             }
             Command::Healthcheck(args) => healthcheck::run(args, &source).await,

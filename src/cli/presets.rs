@@ -69,10 +69,8 @@ pub(super) fn run(args: &PresetsArgs) -> anyhow::Result<Exit> {
 
 /// What a preset needs, from the preset alone.
 fn listed(preset: &Preset) -> Result<Listed, ConfigError> {
-    let source = Source {
-        flags: vec![("destination.preset".to_owned(), preset.name.to_owned())],
-        ..Source::of_nothing()
-    };
+    let source =
+        Source { flags: vec![("destination.preset".to_owned(), preset.name.to_owned())], ..Source::of_nothing() };
     let destination = source.read()?.destination;
     Ok(Listed {
         name: preset.name,
@@ -91,8 +89,14 @@ mod tests {
         let needs = |name: &str| listed(preset::find(name).expect("a preset")).expect("readable").needs;
         assert_eq!(
             needs("paya-session"),
-            ["AUTH__USERNAME", "AUTH__PASSWORD", "VARIABLES__DEVELOPER_ID", "VARIABLES__DOMAIN", "VARIABLES__LOCATION_ID"]
-                .map(|name| format!("LEADPOST__DESTINATION__{name}"))
+            [
+                "AUTH__USERNAME",
+                "AUTH__PASSWORD",
+                "VARIABLES__DEVELOPER_ID",
+                "VARIABLES__DOMAIN",
+                "VARIABLES__LOCATION_ID"
+            ]
+            .map(|name| format!("LEADPOST__DESTINATION__{name}"))
         );
         assert!(PRESETS.iter().all(|preset| !needs(preset.name).is_empty()));
     }

@@ -1,15 +1,16 @@
-//! `leadpost sandbox`: a stand-in for the lead API and its token endpoint, to try the worker against.
+//! `leadpost sandbox`: a stand-in for a lead API and its token endpoint, to try the worker against.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
+use clap::ValueEnum;
 
 use super::say;
 use crate::sandbox::{FaultPlan, Profile, Sandbox, SandboxSettings, Tuning};
 
-/// Run a stand-in for the lead API, with faults on demand
+/// Run a stand-in for a lead API, with faults on demand
 ///
 /// One port serves the API, its token endpoint, and control routes, which GET /_sandbox/ lists. Nothing is stored: what
 /// has arrived is gone when it stops. It has no configuration but these options.
@@ -39,13 +40,69 @@ pub struct SandboxArgs {
     )]
     pub client_secret: String,
 
-    /// Scopes granted to that client, separated by spaces
-    #[arg(long, value_name = "SCOPE", default_value = "leads/post")]
-    pub scope: String,
+    /// Scopes granted to that client, separated by spaces [default: as the API has them]
+    #[arg(long, value_name = "SCOPE")]
+    pub scope: Option<String>,
 
-    /// Lifetime of a token in seconds
-    #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
-    pub token_lifetime_s: u64,
+    /// User that SquadRun and Paya accept
+    #[arg(long, value_name = "NAME", default_value = "sandbox-user")]
+    pub username: String,
+
+    /// Password of that user
+    #[arg(
+        long,
+        value_name = "SECRET",
+        default_value = "sandbox-password",
+        env = "LEADPOST_SANDBOX_PASSWORD",
+        hide_env_values = true
+    )]
+    pub password: String,
+
+    /// Domain that Paya's user logs in to
+    #[arg(long, value_name = "DOMAIN", default_value = "sandbox.example")]
+    pub domain: String,
+
+    /// Static token that SquadIQ accepts
+    #[arg(
+        long,
+        value_name = "SECRET",
+        default_value = "sandbox-bearer-token",
+        env = "LEADPOST_SANDBOX_BEARER_TOKEN",
+        hide_env_values = true
+    )]
+    pub bearer_token: String,
+
+    /// Developer id that Paya wants with every request
+    #[arg(
+        long,
+        value_name = "ID",
+        default_value = "sandbox-developer",
+        env = "LEADPOST_SANDBOX_DEVELOPER_ID",
+        hide_env_values = true
+    )]
+    pub developer_id: String,
+
+    /// User id that Paya accepts with the API key
+    #[arg(long, value_name = "ID", default_value = "sandbox-user-id-0000000000")]
+    pub user_id: String,
+
+    /// API key of that user
+    #[arg(
+        long,
+        value_name = "SECRET",
+        default_value = "sandbox-user-api-key",
+        env = "LEADPOST_SANDBOX_USER_API_KEY",
+        hide_env_values = true
+    )]
+    pub user_api_key: String,
+
+    /// Location that Paya takes contacts for, 24 to 36 characters
+    #[arg(long, value_name = "ID", default_value = "sandbox-location-0000000001")]
+    pub location_id: String,
+
+    /// Lifetime of a token in seconds [default: as the API has it, 300 to 36000]
+    #[arg(long, value_name = "SECONDS")]
+    pub token_lifetime_s: Option<u64>,
 
     /// Time that the lead API takes for an answer, in milliseconds
     #[arg(long, value_name = "MS", default_value_t = 0)]
@@ -58,6 +115,10 @@ pub struct SandboxArgs {
     /// Most requests per second; one more is answered 429
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub rate_limit: Option<u32>,
+
+    /// Most requests per minute, 0 for no limit; one more is answered 429 [default: 100 for squadrun and squadiq]
+    #[arg(long, value_name = "N")]
+    pub rate_limit_per_min: Option<u32>,
 
     /// JSON file of faults to begin with
     ///
@@ -85,9 +146,15 @@ pub struct SandboxArgs {
 pub async fn run(args: SandboxArgs, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
     let settings = settings(&args)?;
     let sandbox = Sandbox::start(settings).with_context(|| format!("could not listen on {}", args.listen))?;
+    // SquadIQ's token is given out by nobody: naming a URL for it would send people looking.
+    let tokens = match args.profile {
+        Profile::SquadIq => "tokens are static".to_owned(),
+        _ => format!("tokens from {}", sandbox.token_url()),
+    };
     say(&format!(
-        "sandbox: tokens from {}, leads to {}, control at {}",
-        sandbox.token_url(),
+        "sandbox: {} at {}, {tokens}, leads to {}, control at {}",
+        args.profile.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned()),
+        sandbox.base_url(),
         sandbox.leads_url(),
         sandbox.url("/_sandbox/")
     ));
@@ -103,19 +170,33 @@ fn settings(args: &SandboxArgs) -> anyhow::Result<SandboxSettings> {
         seed: args.seed,
         keep_bodies: !args.no_bodies,
         journal_limit: Some(args.journal_limit),
-        tuning: Tuning {
-            profile: args.profile,
-            client_id: args.client_id.clone(),
-            client_secret: args.client_secret.clone(),
-            scope: args.scope.clone(),
-            token_lifetime: Duration::from_secs(args.token_lifetime_s),
-            latency: Duration::from_millis(args.latency_ms),
-            capacity: args.capacity,
-            rate_limit_per_s: args.rate_limit,
-            ..Tuning::default()
-        },
+        tuning: tuning(args),
         faults: args.faults.as_deref().map(read_faults).transpose()?.unwrap_or_default(),
     })
+}
+
+/// The played API as it is, with the options over it.
+fn tuning(args: &SandboxArgs) -> Tuning {
+    let usual = Tuning::of(args.profile);
+    Tuning {
+        client_id: args.client_id.clone(),
+        client_secret: args.client_secret.clone(),
+        scope: args.scope.clone().unwrap_or(usual.scope),
+        username: args.username.clone(),
+        password: args.password.clone(),
+        domain: args.domain.clone(),
+        bearer_token: args.bearer_token.clone(),
+        developer_id: args.developer_id.clone(),
+        user_id: args.user_id.clone(),
+        user_api_key: args.user_api_key.clone(),
+        location_id: args.location_id.clone(),
+        token_lifetime: args.token_lifetime_s.map_or(usual.token_lifetime, Duration::from_secs),
+        latency: Duration::from_millis(args.latency_ms),
+        capacity: args.capacity,
+        rate_limit_per_s: args.rate_limit,
+        rate_limit_per_min: args.rate_limit_per_min.or(usual.rate_limit_per_min).filter(|most| *most > 0),
+        ..usual
+    }
 }
 
 fn read_faults(path: &Path) -> anyhow::Result<FaultPlan> {
@@ -140,6 +221,10 @@ mod tests {
     fn defaults_are_those_of_the_sandbox_itself() {
         let settings = settings(&parsed(&[])).unwrap();
         assert_eq!(settings.tuning, Tuning::default());
+        for profile in Profile::value_variants() {
+            let name = profile.to_possible_value().unwrap();
+            assert_eq!(tuning(&parsed(&["--profile", name.get_name()])), Tuning::of(*profile));
+        }
         assert_eq!(settings.listen, "127.0.0.1:8080".parse().unwrap());
         assert!(settings.keep_bodies);
     }
@@ -165,8 +250,23 @@ mod tests {
     }
 
     #[test]
+    fn an_option_goes_over_what_the_profile_has() {
+        let squad = |more: &[&str]| tuning(&parsed(&[&["--profile", "squadrun"], more].concat()));
+        assert_eq!(squad(&["--rate-limit-per-min", "0"]).rate_limit_per_min, None);
+        assert_eq!(squad(&["--rate-limit-per-min", "7"]).rate_limit_per_min, Some(7));
+        assert_eq!(squad(&["--token-lifetime-s", "5"]).token_lifetime, Duration::from_secs(5));
+        assert_eq!(squad(&["--username", "ann", "--scope", "read"]).scope, "read");
+        assert_eq!(squad(&["--password", "p"]).password, "p");
+    }
+
+    #[test]
     fn every_profile_can_be_named() {
         assert_eq!(parsed(&["--profile", "7targets-2024"]).profile, Profile::SevenTargets2024);
         assert_eq!(parsed(&["--profile", "7targets"]).profile, Profile::SevenTargets);
+        assert_eq!(parsed(&["--profile", "squadrun"]).profile, Profile::SquadRun);
+        assert_eq!(parsed(&["--profile", "squadiq"]).profile, Profile::SquadIq);
+        assert_eq!(parsed(&["--profile", "kaisa"]).profile, Profile::Kaisa);
+        assert_eq!(parsed(&["--profile", "paya"]).profile, Profile::Paya);
+        assert_eq!(parsed(&["--profile", "paya-session"]).profile, Profile::Paya);
     }
 }

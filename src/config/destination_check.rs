@@ -394,7 +394,10 @@ mod tests {
             let text = of(kind);
             for key in keys {
                 let variable = format!("LEADPOST__DESTINATION__AUTH__{}", key.to_uppercase());
-                assert!(text.contains(&format!("destination.auth.{key} is not set: set {variable}")), "{kind:?}: {text}");
+                assert!(
+                    text.contains(&format!("destination.auth.{key} is not set: set {variable}")),
+                    "{kind:?}: {text}"
+                );
             }
             assert_eq!(text.lines().count(), keys.len(), "{kind:?}: {text}");
         }
@@ -406,7 +409,8 @@ mod tests {
     fn what_templates_and_expressions_need_is_named_once_with_who_needs_it() {
         let text = problems(|destination| {
             destination.request.url = "{api}/leads/{campaign}".to_owned();
-            destination.request.jq = "{at: $variables.place, or: ($variables.other // 1), again: $variables.place}".to_owned();
+            destination.request.jq =
+                "{at: $variables.place, or: ($variables.other // 1), again: $variables.place}".to_owned();
             destination.auth.headers.insert("x-key".to_owned(), "{api_key}".to_owned());
         });
         for expected in [
@@ -424,9 +428,15 @@ mod tests {
     fn expressions_urls_and_pointers_that_cannot_be_used_are_named() {
         type Change = fn(&mut Destination);
         let cases: [(Change, &str); 10] = [
-            (|d| d.request.jq = "{a: nonsense}".to_owned(), "destination.request.jq is no jq expression: there is no filter nonsense"),
+            (
+                |d| d.request.jq = "{a: nonsense}".to_owned(),
+                "destination.request.jq is no jq expression: there is no filter nonsense",
+            ),
             (|d| d.request.jq = "$status".to_owned(), "there is no variable $status"),
-            (|d| d.response.success_test = "$lead_id".to_owned(), "destination.response.success_test is no jq expression"),
+            (
+                |d| d.response.success_test = "$lead_id".to_owned(),
+                "destination.response.success_test is no jq expression",
+            ),
             (|d| d.response.remote_id = "id".to_owned(), "destination.response.remote_id is no JSON Pointer"),
             (|d| d.reconcile.url = "https://h/leads".to_owned(), "destination.reconcile.url does not hold {key}"),
             (|d| d.reconcile.url = "https://h/{key}".to_owned(), "destination.reconcile.found is empty"),

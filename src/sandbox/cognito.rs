@@ -5,79 +5,35 @@
 //! member are not documented; those that are not in the table of the page are made up here.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
-use http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE};
-use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use http::header::{AUTHORIZATION, CACHE_CONTROL};
+use http::{HeaderMap, HeaderValue, StatusCode};
 use url::form_urlencoded;
 
+use super::api::Desk;
+use super::entry::{ContentType, Effect};
+use super::head::{basic, content_type};
 use super::reply::Reply;
 use super::settings::Tuning;
+use super::tokens;
 
 /// Its path under the domain.
 pub(super) const PATH: &str = "/oauth2/token";
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json;charset=UTF-8");
 
-/// Whether a request is one for a token.
-pub(super) fn is_token_request(method: &Method, path: &str) -> bool {
-    method == Method::POST && path == PATH
-}
-
-/// The tokens in circulation.
-#[derive(Debug, Default)]
-pub(super) struct Tokens {
-    /// When each ends.
-    live: Mutex<HashMap<Box<str>, Instant>>,
-}
-
-impl Tokens {
-    /// Answers a request for a token. The flag says whether one was issued.
-    pub(super) fn answer(&self, tuning: &Tuning, headers: &HeaderMap, body: &[u8]) -> (Reply, bool) {
-        match check(tuning, headers, body) {
-            Ok(()) => {
-                let token = self.issue(tuning.token_length, tuning.token_lifetime);
-                let expires_in = tuning.token_lifetime.as_secs();
-                // Tokens consist of letters, digits, dots, hyphens and underscores: nothing to escape.
-                let body = format!(r#"{{"access_token":"{token}","expires_in":{expires_in},"token_type":"Bearer"}}"#);
-                (finish(StatusCode::OK, body), true)
-            }
-            Err(refusal) => (finish(StatusCode::BAD_REQUEST, refusal.body()), false),
-        }
+/// Answers a request for a token.
+pub(super) fn answer(desk: &Desk<'_>) -> (Reply, Effect) {
+    let tuning = desk.tuning;
+    if let Err(refusal) = check(tuning, &desk.head.headers, desk.body) {
+        return (finish(StatusCode::BAD_REQUEST, refusal.body()), Effect::Nothing);
     }
-
-    /// Whether the request carries a token that is valid now.
-    pub(super) fn admits(&self, headers: &HeaderMap) -> bool {
-        let Some(token) = credentials(headers, "Bearer") else { return false };
-        self.lock().get(token).is_some_and(|end| Instant::now() < *end)
-    }
-
-    /// Makes all tokens worthless.
-    pub(super) fn revoke_all(&self) {
-        self.lock().clear();
-    }
-
-    fn issue(&self, length: usize, lifetime: Duration) -> String {
-        // Looks like the JWTs of Cognito from afar, and is nothing that could be decoded.
-        let mut token = String::with_capacity(length);
-        token.push_str("eyJzYW5kYm94Ijox");
-        token.extend(std::iter::repeat_with(fastrand::alphanumeric).take(length.saturating_sub(token.len())));
-        let now = Instant::now();
-        let mut live = self.lock();
-        // A client that asks for a token per lead must not fill the memory.
-        if live.len().is_power_of_two() && live.len() >= 1024 {
-            live.retain(|_, end| now < *end);
-        }
-        live.insert(token.as_str().into(), now + lifetime);
-        token
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<Box<str>, Instant>> {
-        self.live.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+    // Looks like the JWTs of Cognito from afar, and is nothing that could be decoded.
+    let token = tokens::make("eyJzYW5kYm94Ijox", tuning.token_length);
+    desk.memory.tokens.issue(&token, tuning.token_lifetime);
+    let expires_in = tuning.announced_lifetime_s();
+    let body = format!(r#"{{"access_token":"{token}","expires_in":{expires_in},"token_type":"Bearer"}}"#);
+    (finish(StatusCode::OK, body), Effect::Issued)
 }
 
 /// Why there is no token. The names are those of RFC 6749, 5.2.
@@ -101,12 +57,13 @@ impl Refusal {
 }
 
 fn check(tuning: &Tuning, headers: &HeaderMap, body: &[u8]) -> Result<(), Refusal> {
-    if !media_type(headers).is_some_and(|media| media.eq_ignore_ascii_case("application/x-www-form-urlencoded")) {
+    if content_type(headers) != Some(ContentType::Form) {
         return Err(Refusal::InvalidRequest);
     }
     let form: HashMap<_, _> = form_urlencoded::parse(body).collect();
     let field = |name: &str| form.get(name).map(AsRef::as_ref);
 
+    // Cognito takes Basic without the form encoding of its halves.
     let (id, secret) = if headers.contains_key(AUTHORIZATION) {
         basic(headers).ok_or(Refusal::InvalidRequest)?
     } else {
@@ -127,32 +84,16 @@ fn check(tuning: &Tuning, headers: &HeaderMap, body: &[u8]) -> Result<(), Refusa
     if wanted.split_whitespace().all(|scope| granted.contains(&scope)) { Ok(()) } else { Err(Refusal::InvalidScope) }
 }
 
-/// Id and secret from HTTP Basic. Cognito concatenates them as they are, without the form encoding of RFC 6749, 2.3.1.
-fn basic(headers: &HeaderMap) -> Option<(String, String)> {
-    let decoded = STANDARD.decode(credentials(headers, "Basic")?).ok()?;
-    let text = String::from_utf8(decoded).ok()?;
-    let (id, secret) = text.split_once(':')?;
-    Some((id.to_owned(), secret.to_owned()))
-}
-
-/// What follows the scheme in `Authorization`. Schemes are case-insensitive (RFC 9110, 11.1).
-fn credentials<'a>(headers: &'a HeaderMap, scheme: &str) -> Option<&'a str> {
-    let (found, credentials) = headers.get(AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
-    found.eq_ignore_ascii_case(scheme).then(|| credentials.trim())
-}
-
-/// The content type without its parameters.
-pub(super) fn media_type(headers: &HeaderMap) -> Option<&str> {
-    let value = headers.get(CONTENT_TYPE)?.to_str().ok()?;
-    Some(value.split(';').next().unwrap_or(value).trim())
-}
-
 fn finish(status: StatusCode, body: impl Into<bytes::Bytes>) -> Reply {
     Reply::json(status, body).of_type(JSON).with(CACHE_CONTROL, HeaderValue::from_static("no-store"))
 }
 
 #[cfg(test)]
 mod tests {
+    use base64::Engine;
+    use base64::engine::general_purpose::STANDARD;
+    use http::header::CONTENT_TYPE;
+
     use super::*;
 
     fn headers(authorization: Option<&str>) -> HeaderMap {
@@ -199,18 +140,5 @@ mod tests {
         let mut headers = headers(None);
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         assert_eq!(check(&Tuning::default(), &headers, b"{}"), Err(Refusal::InvalidRequest));
-    }
-
-    #[test]
-    fn a_token_admits_until_its_lifetime_is_over_or_it_is_revoked() {
-        let tokens = Tokens::default();
-        let admits = |token: &str| tokens.admits(&headers(Some(&format!("Bearer {token}"))));
-        let token = tokens.issue(900, Duration::from_secs(60));
-        assert_eq!(token.len(), 900);
-        assert!(admits(&token));
-        assert!(!admits("unknown"));
-        assert!(!admits(&tokens.issue(900, Duration::ZERO)));
-        tokens.revoke_all();
-        assert!(!admits(&token));
     }
 }

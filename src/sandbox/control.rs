@@ -19,7 +19,8 @@ use super::server::Shared;
 const ROUTES: &str = "\
 GET    /_sandbox/                    this list
 GET    /_sandbox/health              200
-GET    /_sandbox/journal             JSON lines; ?since=SEQ (after it)&limit=N&endpoint=leads|token&bodies=true
+GET    /_sandbox/journal             JSON lines; ?since=SEQ (after it)&limit=N&bodies=true
+                                     &endpoint=leads|token|query|logout
 GET    /_sandbox/journal/summary     counts, statuses, faults, keys that came more than once
 DELETE /_sandbox/journal             forgets entries, keys and counts
 GET    /_sandbox/leads/{key}         the requests with this Idempotency-Key, as a JSON array
@@ -27,7 +28,7 @@ DELETE /_sandbox/leads               forgets which leads exist
 GET    /_sandbox/faults              the plan: what is left of the script, rates, rules
 POST   /_sandbox/faults              replaces the parts of the plan that the document has
 DELETE /_sandbox/faults              removes script, rates and rules
-POST   /_sandbox/revoke              makes all tokens worthless
+POST   /_sandbox/revoke              makes all tokens and sessions worthless
 GET    /_sandbox/settings            the tunable settings
 PATCH  /_sandbox/settings            changes the members that the document has
 GET    /_sandbox/login               the page that a redirect leads to
@@ -64,7 +65,7 @@ pub(super) async fn answer(shared: &Shared, request: Request<Incoming>) -> Resul
             done()
         }
         (&Method::DELETE, "leads") => {
-            shared.leads.forget();
+            shared.memory.forget_leads();
             done()
         }
         (&Method::GET, "faults") => ok(&json!(shared.faults.plan())),
@@ -77,7 +78,7 @@ pub(super) async fn answer(shared: &Shared, request: Request<Incoming>) -> Resul
             done()
         }
         (&Method::POST, "revoke") => {
-            shared.tokens.revoke_all();
+            shared.memory.revoke_all();
             done()
         }
         (&Method::GET, "settings") => ok(&json!(*shared.tuning())),
@@ -100,8 +101,10 @@ fn journal(shared: &Shared, query: &str) -> Reply {
         let known = match (&*name, &*value) {
             ("since", seq) => seq.parse().map(|seq| since = seq).is_ok(),
             ("limit", most) => most.parse().map(|most: usize| limit = most.min(PAGE)).is_ok(),
-            ("endpoint", "leads") => endpoint.replace(Endpoint::Leads).is_none(),
-            ("endpoint", "token") => endpoint.replace(Endpoint::Token).is_none(),
+            ("endpoint", name) => {
+                let named = Endpoint::ALL.into_iter().find(|endpoint| endpoint.name() == name);
+                named.is_some_and(|named| endpoint.replace(named).is_none())
+            }
             ("bodies", "true") => !std::mem::replace(&mut bodies, true),
             ("bodies", "false") => true,
             _ => false,

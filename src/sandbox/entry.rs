@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::{Serialize, Serializer};
 use uuid::Uuid;
 
-/// The two endpoints of every API: one takes leads, the other gives tokens.
+/// What a request wants of an API. Every API takes leads; the rest it may have or not.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Endpoint {
@@ -16,13 +16,45 @@ pub enum Endpoint {
     Leads,
     /// Gives tokens.
     Token,
+    /// Answers questions: which leads there are, whether the API is there.
+    Query,
+    /// Ends tokens.
+    Logout,
 }
 
 impl Endpoint {
-    /// Its place in an array of two.
+    /// All of them, each at its [`index`](Self::index).
+    pub(super) const ALL: [Self; 4] = [Self::Leads, Self::Token, Self::Query, Self::Logout];
+
+    /// How many there are.
+    pub(super) const COUNT: usize = Self::ALL.len();
+
+    /// Its place in an array with one element for each.
     pub(super) fn index(self) -> usize {
         self as usize
     }
+
+    /// Its name in JSON.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Leads => "leads",
+            Self::Token => "token",
+            Self::Query => "query",
+            Self::Logout => "logout",
+        }
+    }
+}
+
+/// What a body is announced as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ContentType {
+    /// `application/json`, or what is built on it.
+    Json,
+    /// `application/x-www-form-urlencoded`.
+    Form,
+    /// Anything else.
+    Other,
 }
 
 /// The value of an `Idempotency-Key`. Most are UUIDs, and 16 bytes hold those.
@@ -78,7 +110,7 @@ impl Serialize for Key {
     }
 }
 
-/// What a request did to the leads.
+/// What a request did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Effect {
@@ -87,12 +119,14 @@ pub enum Effect {
     Nothing,
     /// A lead was created.
     Created,
-    /// The email was known.
+    /// The email, or whatever else makes a lead unique, was known.
     Duplicate,
     /// The key was known, and keys are deduplicated ([`super::Tuning::dedupe_by_key`]).
     Repeated,
     /// A token was issued.
     Issued,
+    /// A token was ended.
+    Ended,
 }
 
 impl Effect {
@@ -121,13 +155,17 @@ pub struct Entry {
     pub key: Option<Key>,
     /// 1 for the first request of that key, and so on. 0 without a key.
     pub attempt: u32,
-    /// The lead's email, trimmed and in lower case. Made up, as everything that is sent to a sandbox.
+    /// The lead's email, trimmed and in lower case; of a lead without one, and of a question, what makes the lead unique
+    /// at its API: `lead_id`, `custnr` or `contact_api_id`. Of several leads it is that of the first. Made up, as
+    /// everything that is sent to a sandbox.
     pub email: Option<Arc<str>>,
     /// A hash of the body, the same for the same bytes within one build. `None` if the body was not read.
     pub body_hash: Option<u64>,
     /// The body, if bodies are kept.
     pub body: Option<Arc<[u8]>>,
-    /// Whether it carried a valid token. Always false at the token endpoint.
+    /// What its body was announced as. `None` without a content type.
+    pub content_type: Option<ContentType>,
+    /// Whether it was authenticated, in whichever way. Always false at the token endpoint.
     pub token_ok: bool,
     /// The fault that it met: a kind of [`super::FaultKind`], or `unavailable`, `over_capacity`, `rate_limited`.
     pub fault: Option<&'static str>,
@@ -158,6 +196,7 @@ impl Entry {
             "attempt": self.attempt,
             "email": self.email.as_deref(),
             "body_hash": self.body_hash.map(|hash| format!("{hash:016x}")),
+            "content_type": self.content_type,
             "token_ok": self.token_ok,
             "fault": self.fault,
             "effect": self.effect,
@@ -174,6 +213,14 @@ impl Entry {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn endpoints_have_the_same_names_everywhere() {
+        for (index, endpoint) in Endpoint::ALL.into_iter().enumerate() {
+            assert_eq!(endpoint.index(), index);
+            assert_eq!(serde_json::json!(endpoint), endpoint.name());
+        }
+    }
 
     #[test]
     fn a_key_is_shown_as_it_was_sent() {

@@ -22,6 +22,7 @@ use super::api::{self, Desk, Draft};
 use super::control::{self, LOGIN_PAGE};
 use super::entry::{Endpoint, Key};
 use super::faults::{CutAt, Delay, Fault, FaultKind, StatusAnswer};
+use super::head::content_type;
 use super::journal::Visit;
 use super::plan::{AtHead, roll};
 use super::reply::{HTML, Payload, Reply};
@@ -100,8 +101,9 @@ impl From<Reply> for Answer {
 
 impl Exchange<'_> {
     async fn attend(&self, body: Incoming, visit: &mut Visit) -> Result<Answer, NoAnswer> {
-        visit.notes.token_ok = self.endpoint == Endpoint::Leads
-            && api::admits(self.tuning.profile, &self.shared.tokens, &self.head.headers);
+        visit.notes.content_type = content_type(&self.head.headers);
+        visit.notes.token_ok =
+            self.endpoint != Endpoint::Token && api::admits(self.tuning, &self.shared.memory, self.head);
         let refusal = self.turn_away(visit);
         // While the API is down or full, the faults wait.
         let at_head = if refusal.is_some() { AtHead::Nothing } else { self.shared.faults.at_head(self.endpoint) };
@@ -116,8 +118,9 @@ impl Exchange<'_> {
             return Ok(Reply::message(StatusCode::PAYLOAD_TOO_LARGE, "Request Too Long").into());
         };
         visit.body(&body);
-        let draft = Draft::read(self.tuning.profile, self.endpoint, &self.head.headers, &body);
-        visit.notes.email = draft.email();
+        let draft = Draft::read(self.tuning.profile, self.endpoint, self.head, &body);
+        visit.notes.email = draft.email(self.head);
+        visit.notes.token_ok |= api::admits_body(self.tuning, self.endpoint, self.head, &body);
         if let Some(refusal) = refusal {
             return Ok(refusal.into());
         }
@@ -150,12 +153,13 @@ impl Exchange<'_> {
         let down = match self.endpoint {
             Endpoint::Leads => self.tuning.leads_unavailable,
             Endpoint::Token => self.tuning.token_unavailable,
+            Endpoint::Query | Endpoint::Logout => None,
         };
         if let Some(status) = down {
             visit.notes.fault = Some("unavailable");
             return Some(status_reply(&StatusAnswer::new(status)));
         }
-        if self.endpoint == Endpoint::Token {
+        if self.endpoint != Endpoint::Leads {
             return None;
         }
         let too_many = |retry_after: u64| {
@@ -165,12 +169,20 @@ impl Exchange<'_> {
             visit.notes.fault = Some("over_capacity");
             return Some(too_many(self.tuning.retry_after_s.into()));
         }
+        let now_us = u64::try_from(self.shared.started.elapsed().as_micros()).unwrap_or(u64::MAX);
         if let Some(per_s) = self.tuning.rate_limit_per_s {
-            let now_us = u64::try_from(self.shared.started.elapsed().as_micros()).unwrap_or(u64::MAX);
             let mut pace = self.shared.pace.lock().unwrap_or_else(PoisonError::into_inner);
             if let Err(seconds) = pace.admit(now_us, per_s) {
                 visit.notes.fault = Some("rate_limited");
                 return Some(too_many(seconds));
+            }
+        }
+        // It is an account's limit, and only who is known has an account.
+        if let Some(per_min) = self.tuning.rate_limit_per_min.filter(|_| visit.notes.token_ok) {
+            let mut minute = self.shared.minute.lock().unwrap_or_else(PoisonError::into_inner);
+            if !minute.admit(now_us, per_min) {
+                visit.notes.fault = Some("rate_limited");
+                return Some(api::too_many(self.tuning.profile));
             }
         }
         None
@@ -181,13 +193,13 @@ impl Exchange<'_> {
         let latency = match self.endpoint {
             Endpoint::Leads => Delay { at_least: self.tuning.latency, at_most: self.tuning.latency_max },
             Endpoint::Token => Delay { at_least: self.tuning.token_delay, at_most: self.tuning.token_delay },
+            Endpoint::Query | Endpoint::Logout => Delay::default(),
         };
         self.pause(latency, visit).await;
         let (reply, effect) = draft.process(&Desk {
             tuning: self.tuning,
-            tokens: &self.shared.tokens,
-            leads: &self.shared.leads,
-            headers: &self.head.headers,
+            memory: &self.shared.memory,
+            head: self.head,
             body,
             key: self.key,
             token_ok: visit.notes.token_ok,

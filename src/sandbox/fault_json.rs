@@ -6,6 +6,8 @@
 //! {"kind": "status", "status": 503, "retry_after": 2}
 //! {"kind": "status", "status": 429, "retry_after": {"date_in_s": 60}, "body": "<h1>Slow down</h1>", "content_type": "text/html"}
 //! {"kind": "reset", "on": "token"}
+//! {"kind": "latency", "delay_ms": 5000, "on": "query"}
+//! {"kind": "status", "status": 500, "on": "logout"}
 //! {"kind": "reset_early"}
 //! {"kind": "close"}
 //! {"kind": "hang", "after": true}
@@ -183,6 +185,7 @@ mod tests {
             Fault::latency(Duration::from_millis(20)),
             Fault::status(500).after(),
             Fault::retry_after(429, 3).on_token(),
+            Fault::status(500).on(Endpoint::Query),
             Fault::answer(with_all),
             Fault::reset_early(),
             Fault::reset(),
@@ -220,6 +223,6 @@ mod tests {
     fn every_example_of_the_module_page_is_a_fault() {
         let examples = include_str!("fault_json.rs").lines().filter_map(|line| line.strip_prefix("//! {"));
         let faults = examples.map(|rest| serde_json::from_str::<Fault>(&format!("{{{rest}")).unwrap());
-        assert_eq!(faults.count(), 13);
+        assert_eq!(faults.count(), 15);
     }
 }

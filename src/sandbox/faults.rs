@@ -215,8 +215,13 @@ impl Fault {
     }
 
     /// The same fault, at the token endpoint.
-    pub fn on_token(mut self) -> Self {
-        self.on = Endpoint::Token;
+    pub fn on_token(self) -> Self {
+        self.on(Endpoint::Token)
+    }
+
+    /// The same fault, at this endpoint.
+    pub fn on(mut self, endpoint: Endpoint) -> Self {
+        self.on = endpoint;
         self
     }
 

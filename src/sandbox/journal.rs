@@ -126,7 +126,7 @@ impl Journal {
         self.lock().clear();
     }
 
-    /// Up to `limit` entries after `seq`, of one endpoint or of both.
+    /// Up to `limit` entries after `seq`, of one endpoint or of all.
     pub(super) fn page(&self, seq: u64, limit: usize, endpoint: Option<Endpoint>) -> Vec<Entry> {
         let wanted = |entry: &Entry| endpoint.is_none_or(|endpoint| entry.endpoint == endpoint);
         self.lock().since(seq).filter(wanted).take(limit).collect()

@@ -1,6 +1,6 @@
 //! The leads that exist, whichever API took them: only what is needed to know a lead again.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -43,6 +43,24 @@ impl Leads {
         if id == next { Filed::New(id) } else { Filed::Known(id) }
     }
 
+    /// Files all of these or none, and returns their ids.
+    ///
+    /// # Errors
+    /// The place of the first that is known, or that has come before in the same list.
+    pub(super) fn file_all(&self, identities: &[Arc<str>]) -> Result<Vec<u64>, usize> {
+        let mut book = self.lock();
+        let mut listed = HashSet::new();
+        let known = |identity: &Arc<str>| book.ids.get(identity).is_some() || !listed.insert(Arc::clone(identity));
+        if let Some(place) = identities.iter().position(known) {
+            return Err(place);
+        }
+        let file = |identity: &Arc<str>| {
+            let next = FIRST_ID + book.ids.len() as u64;
+            *book.ids.get_or_insert_with(Arc::clone(identity), || next)
+        };
+        Ok(identities.iter().map(file).collect())
+    }
+
     /// What a key was answered.
     pub(super) fn answered(&self, key: &Key) -> Option<Bytes> {
         self.lock().answers.get(key).cloned()
@@ -76,5 +94,15 @@ mod tests {
         assert_eq!(leads.file(&ann), Filed::Known(id));
         leads.forget();
         assert!(matches!(leads.file(&ann), Filed::New(_)));
+    }
+
+    #[test]
+    fn of_several_leads_either_all_are_filed_or_none() {
+        let leads = Leads::default();
+        let names = |names: &[&str]| names.iter().copied().map(Arc::from).collect::<Vec<_>>();
+        assert_eq!(leads.file_all(&names(&["a", "b"])), Ok(vec![FIRST_ID, FIRST_ID + 1]));
+        assert_eq!(leads.file_all(&names(&["c", "b"])), Err(1));
+        assert_eq!(leads.file_all(&names(&["c", "d", "c"])), Err(2));
+        assert_eq!(leads.file_all(&names(&["c"])), Ok(vec![FIRST_ID + 2]));
     }
 }

@@ -6,8 +6,8 @@
 //!
 //! ```text
 //!                ┌─ server ── wire ───────────────────────┐
-//!   POST /leads ─┤  exchange ─ plan ─> fault?             │
-//!   POST /token ─┤     │  └─ api ─> seven_targets, cognito │── journal <── tests, /_sandbox/journal
+//!   leads, token ┤  exchange ─ plan ─> fault?             │
+//!   query, logout┤     │  └─ api ─> squad, kaisa, paya ..  │── journal <── tests, /_sandbox/journal
 //!   /_sandbox/* ─┤     └─ control                         │
 //!                └────────────────────────────────────────┘
 //! ```
@@ -35,18 +35,27 @@ mod entry;
 mod exchange;
 mod fault_json;
 mod faults;
+mod head;
 mod journal;
+mod kaisa;
 mod leads;
+mod oauth_toolkit;
 mod pace;
 mod pages;
+mod paya;
+mod paya_contacts;
+mod paya_fields;
+mod paya_login;
 mod plan;
 mod reply;
 mod server;
 mod settings;
 mod seven_targets;
 mod spread;
+mod squad;
 #[cfg(test)]
 mod tests;
+mod tokens;
 mod wire;
 
 use std::io;
@@ -54,7 +63,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use entry::{Effect, Endpoint, Entry, Key};
+pub use entry::{ContentType, Effect, Endpoint, Entry, Key};
 pub use faults::{CutAt, Delay, DripFrom, Fault, FaultKind, RetryAfter, StatusAnswer};
 pub use journal::{Journal, NotSeen};
 pub use pages::{Counts, Pages};
@@ -106,12 +115,17 @@ impl Sandbox {
         format!("http://{addr}{path}")
     }
 
-    /// The URL at which the played API gives tokens.
-    pub fn token_url(&self) -> String {
-        self.url(api::token_path(self.shared.tuning().profile))
+    /// The URL that every path is put behind.
+    pub fn base_url(&self) -> String {
+        self.url("")
     }
 
-    /// The URL at which the played API takes leads.
+    /// The URL at which the played API gives tokens. SquadIQ gives none: what is asked of it there is not found.
+    pub fn token_url(&self) -> String {
+        self.url(api::token_path(self.shared.tuning().profile).unwrap_or(oauth_toolkit::TOKEN_PATH))
+    }
+
+    /// The URL at which the played API takes leads, with a campaign or a version where it needs one.
     pub fn leads_url(&self) -> String {
         self.url(api::leads_path(self.shared.tuning().profile))
     }
@@ -153,7 +167,7 @@ impl Sandbox {
         self.tune(|tuning| tuning.token_lifetime = lifetime);
     }
 
-    /// The only credentials that the token endpoint accepts from now on.
+    /// The only client that the token endpoint accepts from now on.
     pub fn set_credentials(&self, client_id: &str, client_secret: &str) {
         self.tune(|tuning| {
             tuning.client_id = client_id.to_owned();
@@ -169,14 +183,15 @@ impl Sandbox {
         });
     }
 
-    /// Makes all tokens worthless, at once.
+    /// Makes all tokens and sessions worthless, at once. API keys and static tokens are settings: [`tune`](Self::tune)
+    /// changes them.
     pub fn revoke_all(&self) {
-        self.shared.tokens.revoke_all();
+        self.shared.memory.revoke_all();
     }
 
     /// Forgets which leads exist: none is a duplicate of an earlier one.
     pub fn forget_leads(&self) {
-        self.shared.leads.forget();
+        self.shared.memory.forget_leads();
     }
 
     /// Ends the listener and all connections. The port stays taken, and whoever connects is refused.

@@ -1,6 +1,8 @@
-//! The rate limit of an API, as the generic cell rate algorithm: one number of state, no timers.
+//! The rate limits of an API, without timers: an even pace, and a most per minute.
 
-/// Decides whether a request is within the limit.
+use std::collections::VecDeque;
+
+/// An even pace, as the generic cell rate algorithm: one number of state.
 #[derive(Debug, Default)]
 pub(super) struct Pace {
     /// When all requests so far would have been due at an even pace, in microseconds.
@@ -25,9 +27,45 @@ impl Pace {
     }
 }
 
+/// What came in the last minute.
+#[derive(Debug, Default)]
+pub(super) struct Minute {
+    /// When each request came that was admitted, in microseconds.
+    admitted: VecDeque<u64>,
+}
+
+impl Minute {
+    /// Admits a request at `now_us` unless `most` have been admitted in the minute before it. A refused one does not
+    /// count.
+    pub(super) fn admit(&mut self, now_us: u64, most: u32) -> bool {
+        const MINUTE_US: u64 = 60_000_000;
+        while self.admitted.front().is_some_and(|then| then + MINUTE_US <= now_us) {
+            self.admitted.pop_front();
+        }
+        let admitted = self.admitted.len() < usize::try_from(most).unwrap_or(usize::MAX);
+        if admitted {
+            self.admitted.push_back(now_us);
+        }
+        admitted
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_minute_has_more_than_the_most_however_it_is_cut_out() {
+        let mut minute = Minute::default();
+        let mut passed =
+            |second: u64, requests: usize| (0..requests).filter(|_| minute.admit(second * 1_000_000, 100)).count();
+        assert_eq!(passed(0, 60), 60);
+        assert_eq!(passed(59, 60), 40);
+        assert_eq!(passed(59, 60), 0);
+        assert_eq!(passed(60, 100), 60);
+        assert_eq!(passed(118, 100), 0);
+        assert_eq!(passed(119, 100), 40);
+    }
 
     #[test]
     fn a_burst_of_one_seconds_worth_passes_and_then_an_even_pace() {

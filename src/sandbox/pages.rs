@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::entry::{Effect, Endpoint, Entry, Key};
+use super::entry::{ContentType, Effect, Endpoint, Entry, Key};
 use super::spread::Spread;
 
 /// Entries per block of memory.
@@ -27,8 +27,8 @@ pub struct Pages {
     counted_from: u64,
     keys: Spread<Key, KeyState>,
     counts: Counts,
-    in_flight: [u32; 2],
-    statuses: [BTreeMap<u16, u64>; 2],
+    in_flight: [u32; Endpoint::COUNT],
+    statuses: [BTreeMap<u16, u64>; Endpoint::COUNT],
     faults: BTreeMap<&'static str, u64>,
     last_ended: Duration,
     first_received: Option<Duration>,
@@ -37,19 +37,23 @@ pub struct Pages {
 /// What has been counted since the start, or since the journal was cleared.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Counts {
-    /// Requests to either endpoint.
+    /// Requests to any endpoint of the API.
     pub requests: u64,
     /// Requests to the endpoint that takes leads.
     pub posts: u64,
     /// Requests to the endpoint that gives tokens.
     pub token_requests: u64,
+    /// Requests that asked something.
+    pub queries: u64,
+    /// Requests that end a token.
+    pub logouts: u64,
     /// Requests to any other path: a wrong URL, or a redirect that was followed.
     pub other_requests: u64,
     /// Tokens issued.
     pub tokens_issued: u64,
-    /// Leads created.
+    /// Requests that created a lead, or several at once.
     pub created: u64,
-    /// Leads whose email was known.
+    /// Requests with a lead whose email, or whatever else makes it unique, was known.
     pub duplicates: u64,
     /// Leads whose key was known, if keys are deduplicated.
     pub repeated: u64,
@@ -106,6 +110,7 @@ pub(super) struct Notes {
     pub(super) body_hash: Option<NonZeroU64>,
     pub(super) fault: Option<&'static str>,
     pub(super) effect: Effect,
+    pub(super) content_type: Option<ContentType>,
     pub(super) token_ok: bool,
 }
 
@@ -120,7 +125,7 @@ impl Pages {
             counted_from: 1,
             keys: Spread::default(),
             counts: Counts::default(),
-            in_flight: [0; 2],
+            in_flight: [0; Endpoint::COUNT],
             statuses: Default::default(),
             faults: BTreeMap::new(),
             last_ended: Duration::ZERO,
@@ -192,6 +197,8 @@ impl Pages {
                 self.counts.posts_without_key += u64::from(key.is_none());
             }
             Endpoint::Token => self.counts.token_requests += 1,
+            Endpoint::Query => self.counts.queries += 1,
+            Endpoint::Logout => self.counts.logouts += 1,
         }
         if let Some(key) = key {
             record.key = Some(key.clone());
@@ -216,7 +223,7 @@ impl Pages {
             return;
         }
         match effect {
-            None | Some(Effect::Nothing) => {}
+            None | Some(Effect::Nothing | Effect::Ended) => {}
             Some(Effect::Created) => self.counts.created += 1,
             Some(Effect::Duplicate) => self.counts.duplicates += 1,
             Some(Effect::Repeated) => self.counts.repeated += 1,
@@ -321,6 +328,7 @@ impl Pages {
             email: record.notes.email.clone(),
             body_hash: record.notes.body_hash.map(NonZeroU64::get),
             body: record.notes.body.clone(),
+            content_type: record.notes.content_type,
             token_ok: record.notes.token_ok,
             fault: record.notes.fault,
             effect: record.notes.effect,
@@ -344,18 +352,21 @@ impl Pages {
         let mut summary = serde_json::json!(self.counts());
         if let Some(members) = summary.as_object_mut() {
             members.insert("faults_by_kind".to_owned(), serde_json::json!(self.faults));
-            members.insert(
-                "statuses".to_owned(),
-                serde_json::json!({
-                    "leads": self.statuses[Endpoint::Leads.index()],
-                    "token": self.statuses[Endpoint::Token.index()],
-                }),
-            );
+            members.insert("statuses".to_owned(), self.statuses_by_endpoint());
             members.insert("keys_posted_more_than_once".to_owned(), keys.into());
             members.insert("first_received_ms".to_owned(), self.first_received.map(ms).into());
             members.insert("last_ended_ms".to_owned(), ms(self.last_ended).into());
         }
         summary
+    }
+
+    /// Every API takes leads and nearly every one gives tokens; the others are shown when they have been asked.
+    fn statuses_by_endpoint(&self) -> serde_json::Value {
+        let statuses = Endpoint::ALL.iter().zip(&self.statuses);
+        let shown = statuses.filter(|(endpoint, statuses)| {
+            matches!(endpoint, Endpoint::Leads | Endpoint::Token) || !statuses.is_empty()
+        });
+        shown.map(|(endpoint, statuses)| (endpoint.name().to_owned(), serde_json::json!(statuses))).collect()
     }
 }
 

@@ -50,7 +50,8 @@ pub struct Rate {
     pub fault: Fault,
 }
 
-/// A fault for the leads with a certain email.
+/// A fault for the leads with a certain email, or with a certain identity at an API that needs no email: whatever is in
+/// [`Entry::email`](super::Entry::email).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rule {
@@ -70,7 +71,7 @@ impl FaultPlan {
     /// # Errors
     /// Says which rate or rule makes no sense.
     pub fn check(&self) -> Result<(), String> {
-        for endpoint in [Endpoint::Leads, Endpoint::Token] {
+        for endpoint in Endpoint::ALL {
             let rates = self.rates.iter().flatten().filter(|rate| rate.fault.on == endpoint);
             let mut total = 0.0;
             for Rate { probability, .. } in rates {
@@ -87,8 +88,9 @@ impl FaultPlan {
             if rule.matching.is_empty() {
                 return Err("a rule needs a match".to_owned());
             }
-            if rule.fault.on == Endpoint::Token {
-                return Err("a rule looks at a lead's email, so it cannot be on token".to_owned());
+            if rule.fault.on != Endpoint::Leads {
+                let on = rule.fault.on.name();
+                return Err(format!("a rule looks at a lead's email, so it cannot be on {on}"));
             }
         }
         Ok(())
@@ -197,6 +199,8 @@ pub(super) fn roll(seed: u64, endpoint: Endpoint, ordinal: u64) -> f64 {
     let salt = match endpoint {
         Endpoint::Leads => 0x6c65_6164,
         Endpoint::Token => 0x746f_6b65,
+        Endpoint::Query => 0x7175_6572,
+        Endpoint::Logout => 0x6c6f_676f,
     };
     // Neighbouring ordinals must not give neighbouring seeds: the odd factor spreads them over all 64 bits.
     fastrand::Rng::with_seed((seed ^ salt).wrapping_add(ordinal.wrapping_mul(0x9e37_79b9_7f4a_7c15))).f64()
@@ -214,13 +218,13 @@ fn by_rate(rates: &[Rate], endpoint: Endpoint, roll: f64) -> Option<&Fault> {
 #[derive(Debug, Default)]
 struct Plan {
     seed: u64,
-    script: [VecDeque<Fault>; 2],
+    script: [VecDeque<Fault>; Endpoint::COUNT],
     rates: Vec<Rate>,
     rules: Vec<Rule>,
     /// How often an email has met a rule, for the rules that end.
     met: HashMap<(usize, Box<str>), u32>,
     /// Requests so far, per endpoint.
-    seen: [u64; 2],
+    seen: [u64; Endpoint::COUNT],
 }
 
 impl Plan {
@@ -241,7 +245,7 @@ impl Plan {
         }
         if let Some(seed) = plan.seed {
             self.seed = seed;
-            self.seen = [0; 2];
+            self.seen = [0; Endpoint::COUNT];
         }
     }
 
@@ -306,10 +310,14 @@ mod tests {
 
     #[test]
     fn script_is_met_in_order_and_per_endpoint() {
-        let mut plan =
-            plan(r#"{"script":[{"kind":"reset"},{"kind":"hang","on":"token"},{"kind":"none"},{"kind":"close"}]}"#);
+        let mut plan = plan(
+            r#"{"script":[{"kind":"reset"},{"kind":"hang","on":"token"},{"kind":"none"},{"kind":"close"},
+                          {"kind":"cut","on":"logout"}]}"#,
+        );
         assert_eq!(kinds(&mut plan, Endpoint::Leads, 4), ["reset", "none", "close", "-"]);
         assert_eq!(kinds(&mut plan, Endpoint::Token, 2), ["hang", "-"]);
+        assert_eq!(kinds(&mut plan, Endpoint::Logout, 2), ["cut", "-"]);
+        assert_eq!(kinds(&mut plan, Endpoint::Query, 1), ["-"]);
     }
 
     #[test]

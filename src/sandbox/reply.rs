@@ -13,7 +13,7 @@ use hyper::body::{Body, Frame, SizeHint};
 #[derive(Debug)]
 pub(super) struct Reply {
     pub(super) status: StatusCode,
-    pub(super) content_type: HeaderValue,
+    pub(super) content_type: Option<HeaderValue>,
     pub(super) headers: Vec<(HeaderName, HeaderValue)>,
     pub(super) body: Payload,
     /// Whether it is the last answer of its connection.
@@ -28,7 +28,12 @@ pub(super) const HTML: HeaderValue = HeaderValue::from_static("text/html; charse
 impl Reply {
     /// JSON text.
     pub(super) fn json(status: StatusCode, body: impl Into<Bytes>) -> Self {
-        Self { status, content_type: JSON, headers: vec![], body: Payload::Whole(body.into()), last: false }
+        Self { content_type: Some(JSON), body: Payload::Whole(body.into()), ..Self::empty(status) }
+    }
+
+    /// No body, and no type of one.
+    pub(super) fn empty(status: StatusCode) -> Self {
+        Self { status, content_type: None, headers: vec![], body: Payload::Whole(Bytes::new()), last: false }
     }
 
     /// `{"message": ".."}`: the form of every error that Amazon API Gateway makes by itself.
@@ -38,7 +43,7 @@ impl Reply {
 
     /// The same answer in another content type.
     pub(super) fn of_type(mut self, content_type: HeaderValue) -> Self {
-        self.content_type = content_type;
+        self.content_type = Some(content_type);
         self
     }
 
@@ -53,7 +58,7 @@ impl Reply {
         let mut response = Response::new(self.body);
         *response.status_mut() = self.status;
         let headers = response.headers_mut();
-        headers.insert(CONTENT_TYPE, self.content_type);
+        headers.extend(self.content_type.map(|value| (CONTENT_TYPE, value)));
         if self.last {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }

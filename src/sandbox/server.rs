@@ -17,11 +17,10 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::cognito::Tokens;
+use super::api::Memory;
 use super::exchange;
 use super::journal::Journal;
-use super::leads::Leads;
-use super::pace::Pace;
+use super::pace::{Minute, Pace};
 use super::plan::Faults;
 use super::settings::{SandboxSettings, Tuning};
 use super::wire::{Line, Wire};
@@ -34,11 +33,11 @@ const BACKLOG: u32 = 4096;
 pub(super) struct Shared {
     pub(super) started: Instant,
     pub(super) seed: u64,
-    pub(super) tokens: Tokens,
-    pub(super) leads: Leads,
+    pub(super) memory: Memory,
     pub(super) faults: Faults,
     pub(super) journal: Arc<Journal>,
     pub(super) pace: Mutex<Pace>,
+    pub(super) minute: Mutex<Minute>,
     tuning: RwLock<Arc<Tuning>>,
 }
 
@@ -47,11 +46,11 @@ impl Shared {
         Self {
             started: Instant::now(),
             seed: settings.seed,
-            tokens: Tokens::default(),
-            leads: Leads::default(),
+            memory: Memory::default(),
             faults: Faults::new(settings.seed, &settings.faults),
             journal: Arc::new(Journal::new(settings.keep_bodies, settings.journal_limit)),
             pace: Mutex::default(),
+            minute: Mutex::default(),
             tuning: RwLock::new(Arc::new(settings.tuning.clone())),
         }
     }

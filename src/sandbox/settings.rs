@@ -49,14 +49,33 @@ pub struct Tuning {
     pub profile: Profile,
     /// The client id that the token endpoint knows.
     pub client_id: String,
-    /// The secret of that client. Made up, hence no secret.
+    /// The secret of that client. Made up, hence no secret, as all that follow.
     pub client_secret: String,
     /// The scopes granted to that client, separated by spaces.
     pub scope: String,
-    /// How long a token lives: enforced to the millisecond, announced in whole seconds (`expires_in`, rounded down).
+    /// The user that SquadRun and Paya know.
+    pub username: String,
+    /// The password of that user.
+    pub password: String,
+    /// The domain that Paya's user logs in to.
+    pub domain: String,
+    /// The token that SquadIQ gives out on its dashboard: no request brings another.
+    pub bearer_token: String,
+    /// What Paya knows the client's maker by; every request to it carries this.
+    pub developer_id: String,
+    /// Paya's user, for who does not log in.
+    pub user_id: String,
+    /// The key of that user.
+    pub user_api_key: String,
+    /// The only location that Paya takes contacts for. 24 to 36 characters.
+    pub location_id: String,
+    /// How long a token lives: enforced to the millisecond. Announced in whole seconds, rounded down, or where the API
+    /// announces minutes, in whole minutes: rounded down too, and never less than one.
     #[serde(rename = "token_lifetime_ms", with = "millis")]
     pub token_lifetime: Duration,
-    /// Characters of a token. Cognito's are JWTs of 800 to 1,000.
+    /// When set, the lifetime that is announced instead of the true one, in seconds.
+    pub announced_lifetime_s: Option<u64>,
+    /// Characters of a token. Cognito's are JWTs of 800 to 1,000, those of the others are short.
     pub token_length: usize,
     /// How long the token endpoint takes.
     #[serde(rename = "token_delay_ms", with = "millis")]
@@ -71,20 +90,22 @@ pub struct Tuning {
     /// When longer than `latency`, each request takes a time between the two.
     #[serde(rename = "latency_max_ms", with = "millis")]
     pub latency_max: Duration,
-    /// The shape of the lead API's own errors.
+    /// The shape of 7targets' own errors.
     pub errors: ErrorShape,
-    /// What a second lead with the same email is answered.
+    /// What 7targets answers a second lead with the same email.
     pub duplicates: Duplicates,
-    /// The state of a new lead.
+    /// The state of a new lead at 7targets.
     pub state: String,
-    /// The substate of a new lead.
+    /// The substate of a new lead at 7targets.
     pub sub_state: Option<String>,
-    /// Whether a repeated `Idempotency-Key` is answered as it was the first time. 7targets documents no such thing.
+    /// Whether 7targets answers a repeated `Idempotency-Key` as it did the first time. It documents no such thing.
     pub dedupe_by_key: bool,
     /// Most requests in work at the lead API at once; one more is answered 429.
     pub capacity: Option<u32>,
     /// Most requests of the lead API per second; one more is answered 429. A burst of one second's worth passes.
     pub rate_limit_per_s: Option<u32>,
+    /// Most authenticated requests of the lead API within any minute; one more is answered 429, without `Retry-After`.
+    pub rate_limit_per_min: Option<u32>,
     /// The `Retry-After` of a 429 for want of capacity, in seconds.
     pub retry_after_s: u32,
 }
@@ -96,7 +117,16 @@ impl Default for Tuning {
             client_id: "sandbox-client".to_owned(),
             client_secret: "sandbox-secret".to_owned(),
             scope: "leads/post".to_owned(),
+            username: "sandbox-user".to_owned(),
+            password: "sandbox-password".to_owned(),
+            domain: "sandbox.example".to_owned(),
+            bearer_token: "sandbox-bearer-token".to_owned(),
+            developer_id: "sandbox-developer".to_owned(),
+            user_id: "sandbox-user-id-0000000000".to_owned(),
+            user_api_key: "sandbox-user-api-key".to_owned(),
+            location_id: "sandbox-location-0000000001".to_owned(),
             token_lifetime: Duration::from_secs(3600),
+            announced_lifetime_s: None,
             token_length: 900,
             token_delay: Duration::ZERO,
             token_unavailable: None,
@@ -110,12 +140,42 @@ impl Default for Tuning {
             dedupe_by_key: false,
             capacity: None,
             rate_limit_per_s: None,
+            rate_limit_per_min: None,
             retry_after_s: 1,
         }
     }
 }
 
 impl Tuning {
+    /// The settings of an API as it is in earnest: its lifetime of a token, its rate limit.
+    ///
+    /// Another profile in [`tune`](super::Sandbox::tune) or `PATCH` changes none of these by itself.
+    pub fn of(profile: Profile) -> Self {
+        let usual = Self { profile, ..Self::default() };
+        let lifetime = Duration::from_secs;
+        match profile {
+            Profile::SevenTargets | Profile::SevenTargets2024 => usual,
+            // Documented: the lifetime and the limit. The length is that of the library behind it.
+            Profile::SquadRun => Self {
+                scope: "read write".to_owned(),
+                token_lifetime: lifetime(36_000),
+                token_length: 30,
+                rate_limit_per_min: Some(100),
+                ..usual
+            },
+            Profile::SquadIq => Self { rate_limit_per_min: Some(100), ..usual },
+            // Documented: the lifetime. No example of a token is published.
+            Profile::Kaisa => Self { token_lifetime: lifetime(300), token_length: 40, ..usual },
+            // Documented, the length by its examples.
+            Profile::Paya => Self { token_lifetime: lifetime(900), token_length: 16, ..usual },
+        }
+    }
+
+    /// The lifetime of a token as it is announced, in seconds.
+    pub(super) fn announced_lifetime_s(&self) -> u64 {
+        self.announced_lifetime_s.unwrap_or(self.token_lifetime.as_secs())
+    }
+
     /// These settings with the members of `patch` put over them.
     ///
     /// # Errors
@@ -144,6 +204,12 @@ impl Tuning {
         if self.rate_limit_per_s == Some(0) {
             return Err("rate_limit_per_s is 0, use leads_unavailable to refuse everything".to_owned());
         }
+        if self.rate_limit_per_min == Some(0) {
+            return Err("rate_limit_per_min is 0, use leads_unavailable to refuse everything".to_owned());
+        }
+        if !(24..=36).contains(&self.location_id.chars().count()) {
+            return Err(format!("location_id is {}, it must have 24 to 36 characters", self.location_id));
+        }
         Ok(())
     }
 }
@@ -160,6 +226,22 @@ pub enum Profile {
     #[serde(rename = "7targets-2024")]
     #[value(name = "7targets-2024")]
     SevenTargets2024,
+    /// SquadRun v1: password grant, refresh tokens that rotate
+    #[serde(rename = "squadrun")]
+    #[value(name = "squadrun")]
+    SquadRun,
+    /// SquadIQ v4: SquadRun's leads with a static token
+    #[serde(rename = "squadiq")]
+    #[value(name = "squadiq")]
+    SquadIq,
+    /// Kaisa, formerly Freespee: leads as forms, errors with status 200
+    #[serde(rename = "kaisa")]
+    #[value(name = "kaisa")]
+    Kaisa,
+    /// Paya Connect, formerly Zeamster: API keys, or sessions that live on while used
+    #[serde(rename = "paya")]
+    #[value(name = "paya", alias = "paya-session")]
+    Paya,
 }
 
 /// How the lead API words an error. 7targets documents none; its own clients have read all three at one time or another.
@@ -212,6 +294,22 @@ mod tests {
     }
 
     #[test]
+    fn every_profile_has_settings_of_its_own_that_make_sense() {
+        assert_eq!(Tuning::of(Profile::SevenTargets), Tuning::default());
+        let of = |name: &str| {
+            let profile: Profile = serde_json::from_value(name.into()).unwrap();
+            let tuning = Tuning::of(profile);
+            assert_eq!((tuning.profile, tuning.check()), (profile, Ok(())));
+            (tuning.token_lifetime.as_secs(), tuning.rate_limit_per_min)
+        };
+        assert_eq!(of("7targets-2024"), (3600, None));
+        assert_eq!(of("squadrun"), (36_000, Some(100)));
+        assert_eq!(of("squadiq").1, Some(100));
+        assert_eq!(of("kaisa"), (300, None));
+        assert_eq!(of("paya"), (900, None));
+    }
+
+    #[test]
     fn patch_changes_the_named_members_only() {
         let tuning = patch(r#"{"latency_ms":100,"leads_unavailable":503,"profile":"7targets-2024"}"#).unwrap();
         let expected = Tuning {
@@ -235,5 +333,7 @@ mod tests {
         assert!(patch(r#"{"latency":100}"#).unwrap_err().contains("latency"));
         assert!(patch(r#"{"leads_unavailable":42}"#).unwrap_err().contains("42"));
         assert!(patch(r#"{"token_length":1}"#).unwrap_err().contains("token_length"));
+        assert!(patch(r#"{"rate_limit_per_min":0}"#).unwrap_err().contains("rate_limit_per_min"));
+        assert!(patch(r#"{"location_id":"short"}"#).unwrap_err().contains("location_id"));
     }
 }

@@ -16,9 +16,11 @@ use serde_json::value::RawValue;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::cognito::media_type;
-use super::entry::{Effect, Key};
-use super::leads::{Filed, Leads};
+use super::api::Desk;
+use super::cognito;
+use super::entry::{ContentType, Effect, Endpoint};
+use super::head::content_type;
+use super::leads::Filed;
 use super::reply::Reply;
 use super::settings::{Duplicates, ErrorShape, Profile, Tuning};
 
@@ -28,9 +30,13 @@ pub(super) const PATH: &str = "/leads";
 /// The header that says for whom a lead is, mandatory since 2023.
 const USER_HEADER: &str = "7ts-user-identifier";
 
-/// Whether a request is one that brings a lead.
-pub(super) fn is_post(method: &Method, path: &str) -> bool {
-    method == Method::POST && path == PATH
+/// What a request is addressed to.
+pub(super) fn endpoint(method: &Method, path: &str) -> Option<Endpoint> {
+    match (method, path) {
+        (&Method::POST, PATH) => Some(Endpoint::Leads),
+        (&Method::POST, cognito::PATH) => Some(Endpoint::Token),
+        _ => None,
+    }
 }
 
 /// A body that has been read, well or not.
@@ -83,7 +89,7 @@ impl Draft {
         let email = parsed.as_ref().ok().and_then(|wanted| wanted.email.as_deref());
         let email = email.map(|email| Arc::from(email.trim().to_lowercase()));
         let wanted = parsed.and_then(|wanted| {
-            if !media_type(headers).is_some_and(is_json) {
+            if content_type(headers) != Some(ContentType::Json) {
                 return Err("Content-Type must be application/json".to_owned());
             }
             check(profile, &wanted).map(|()| wanted)
@@ -92,21 +98,15 @@ impl Draft {
     }
 
     /// Answers the request: everything from the token to the lead that exists afterwards.
-    pub(super) fn answer(
-        &self,
-        tuning: &Tuning,
-        headers: &HeaderMap,
-        token_ok: bool,
-        key: Option<&Key>,
-        leads: &Leads,
-    ) -> (Reply, Effect) {
-        if !token_ok {
+    pub(super) fn answer(&self, desk: &Desk<'_>) -> (Reply, Effect) {
+        let (tuning, leads) = (desk.tuning, &desk.memory.leads);
+        if !desk.token_ok {
             return (Reply::message(StatusCode::UNAUTHORIZED, "Unauthorized"), Effect::Nothing);
         }
-        if tuning.profile == Profile::SevenTargets2024 && !headers.contains_key(USER_HEADER) {
+        if tuning.profile == Profile::SevenTargets2024 && !desk.head.headers.contains_key(USER_HEADER) {
             return (Reply::message(StatusCode::FORBIDDEN, "Forbidden"), Effect::Nothing);
         }
-        let dedupe_key = key.filter(|_| tuning.dedupe_by_key);
+        let dedupe_key = desk.key.filter(|_| tuning.dedupe_by_key);
         if let Some(answer) = dedupe_key.and_then(|key| leads.answered(key)) {
             return (Reply::json(StatusCode::CREATED, answer), Effect::Repeated);
         }
@@ -157,20 +157,18 @@ fn check(profile: Profile, wanted: &Wanted) -> Result<(), String> {
     if !wanted.email.as_deref().is_some_and(plausible_email) {
         return Err("email is not valid".to_owned());
     }
-    match profile {
-        Profile::SevenTargets => match &wanted.assistant_id {
-            None | Some(Value::Null) => Err("assistantId is mandatory".to_owned()),
-            Some(id) if is_id(id) => Ok(()),
-            Some(_) => Err("assistantId must be a number".to_owned()),
-        },
-        Profile::SevenTargets2024 => {
-            mandatory("assistantEmail", &wanted.assistant_email)?;
-            if wanted.assistant_email.as_deref().is_some_and(plausible_email) {
-                Ok(())
-            } else {
-                Err("assistantEmail is not valid".to_owned())
-            }
-        }
+    if profile == Profile::SevenTargets2024 {
+        mandatory("assistantEmail", &wanted.assistant_email)?;
+        return if wanted.assistant_email.as_deref().is_some_and(plausible_email) {
+            Ok(())
+        } else {
+            Err("assistantEmail is not valid".to_owned())
+        };
+    }
+    match &wanted.assistant_id {
+        None | Some(Value::Null) => Err("assistantId is mandatory".to_owned()),
+        Some(id) if is_id(id) => Ok(()),
+        Some(_) => Err("assistantId must be a number".to_owned()),
     }
 }
 
@@ -186,11 +184,6 @@ fn plausible_email(email: &str) -> bool {
     let inner_dot = domain.split_once('.').is_some_and(|(first, rest)| !first.is_empty() && !rest.is_empty());
     let clean = !email.contains(|c: char| c.is_whitespace() || c.is_control() || c == ',' || c == ';');
     !local.is_empty() && !local.contains('@') && inner_dot && !domain.ends_with('.') && clean && email.len() <= 254
-}
-
-fn is_json(media_type: &str) -> bool {
-    let media_type = media_type.to_ascii_lowercase();
-    media_type == "application/json" || (media_type.starts_with("application/") && media_type.ends_with("+json"))
 }
 
 /// An error of the API itself, in one of the shapes that it has had.
@@ -252,25 +245,27 @@ fn tomorrow() -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use http::Request;
+
+    use super::super::api::Memory;
+    use super::super::api::trial::ask;
     use super::*;
-    use http::HeaderValue;
-    use http::header::CONTENT_TYPE;
 
     const GOOD: &str =
         r#"{"name":"Ann","email":" Ann@Example.org ","assistantId":61,"customFields":[{"name":"a","value":"b"}]}"#;
 
     fn answer(tuning: &Tuning, body: &str) -> (u16, Value, Effect) {
-        answer_from(&Leads::default(), tuning, None, body)
+        answer_from(&Memory::default(), tuning, None, body)
     }
 
-    fn answer_from(leads: &Leads, tuning: &Tuning, key: Option<&str>, body: &str) -> (u16, Value, Effect) {
-        let mut headers = HeaderMap::new();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json; charset=utf-8"));
-        let key = key.map(Key::from);
-        let draft = Draft::read(tuning.profile, &headers, body.as_bytes());
-        let (reply, effect) = draft.answer(tuning, &headers, true, key.as_ref(), leads);
-        let super::super::reply::Payload::Whole(body) = reply.body else { panic!("answers are small") };
-        (reply.status.as_u16(), serde_json::from_slice(&body).unwrap(), effect)
+    fn answer_from(memory: &Memory, tuning: &Tuning, key: Option<&str>, body: &str) -> (u16, Value, Effect) {
+        memory.tokens.issue("token", Duration::from_secs(60));
+        let request = Request::post(PATH)
+            .header("authorization", "Bearer token")
+            .header("content-type", "application/json; charset=utf-8");
+        let request = key.into_iter().fold(request, |request, key| request.header("idempotency-key", key));
+        let told = ask(tuning, memory, request.body(body).unwrap());
+        (told.status, told.json(), told.effect)
     }
 
     #[test]
@@ -335,9 +330,9 @@ mod tests {
         for (duplicates, expected) in
             [(Duplicates::Conflict, 409), (Duplicates::BadRequest, 400), (Duplicates::Existing, 201)]
         {
-            let (leads, tuning) = (Leads::default(), Tuning { duplicates, ..Tuning::default() });
-            let (_, first, _) = answer_from(&leads, &tuning, None, GOOD);
-            let (status, second, effect) = answer_from(&leads, &tuning, None, &again);
+            let (memory, tuning) = (Memory::default(), Tuning { duplicates, ..Tuning::default() });
+            let (_, first, _) = answer_from(&memory, &tuning, None, GOOD);
+            let (status, second, effect) = answer_from(&memory, &tuning, None, &again);
             assert_eq!((status, effect), (expected, Effect::Duplicate));
             if expected == 201 {
                 assert_eq!(first["id"], second["id"]);
@@ -350,9 +345,9 @@ mod tests {
     #[test]
     fn a_repeated_key_is_a_duplicate_unless_keys_are_deduplicated() {
         for (dedupe_by_key, expected) in [(false, (409, Effect::Duplicate)), (true, (201, Effect::Repeated))] {
-            let (leads, tuning) = (Leads::default(), Tuning { dedupe_by_key, ..Tuning::default() });
-            answer_from(&leads, &tuning, Some("k"), GOOD);
-            let (status, _, effect) = answer_from(&leads, &tuning, Some("k"), GOOD);
+            let (memory, tuning) = (Memory::default(), Tuning { dedupe_by_key, ..Tuning::default() });
+            answer_from(&memory, &tuning, Some("k"), GOOD);
+            let (status, _, effect) = answer_from(&memory, &tuning, Some("k"), GOOD);
             assert_eq!((status, effect), expected);
         }
     }
@@ -374,12 +369,14 @@ mod tests {
         let tuning = Tuning { profile: Profile::SevenTargets2024, ..Tuning::default() };
         let body = r#"{"name":"A","email":"a@b.io","assistantEmail":"eva@b.io"}"#;
         assert_eq!(answer(&tuning, body).0, 403);
-        let mut headers = HeaderMap::new();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        headers.insert(USER_HEADER, HeaderValue::from_static("user-1"));
+        let memory = Memory::default();
+        memory.tokens.issue("token", Duration::from_secs(60));
         let status = |body: &str| {
-            let draft = Draft::read(tuning.profile, &headers, body.as_bytes());
-            draft.answer(&tuning, &headers, true, None, &Leads::default()).0.status.as_u16()
+            let request = Request::post(PATH)
+                .header("authorization", "Bearer token")
+                .header("content-type", "application/json")
+                .header(USER_HEADER, "user-1");
+            ask(&tuning, &memory, request.body(body).unwrap()).status
         };
         assert_eq!(status(body), 201);
         assert_eq!(status(GOOD), 400);

@@ -4,9 +4,12 @@
 mod control;
 mod faults;
 mod journal;
+mod kaisa;
 mod leads;
 mod limits;
+mod paya;
 mod port;
+mod squad;
 mod tokens;
 
 use std::io::ErrorKind;
@@ -29,6 +32,10 @@ fn tuned(change: impl FnOnce(&mut Tuning)) -> Sandbox {
     let sandbox = sandbox();
     sandbox.tune(change);
     sandbox
+}
+
+fn playing(profile: Profile) -> Sandbox {
+    Sandbox::start(SandboxSettings { tuning: Tuning::of(profile), ..SandboxSettings::default() }).unwrap()
 }
 
 /// An answer as it arrived.
@@ -79,7 +86,9 @@ impl Client {
         let head = String::from_utf8(bytes).unwrap();
         let status = head.split(' ').nth(1).unwrap().parse().unwrap();
         let mut seen = Seen { status, head, body: vec![] };
-        seen.body = vec![0; seen.header("content-length").unwrap().parse().unwrap()];
+        // Only status 204 has neither a body nor the length of one.
+        let length = if status == 204 { "0" } else { seen.header("content-length").unwrap() };
+        seen.body = vec![0; length.parse().unwrap()];
         self.stream.read_exact(&mut seen.body).await.unwrap();
         seen
     }
