@@ -11,6 +11,7 @@ mod flow;
 mod identity;
 mod lease;
 mod outcomes;
+mod presets;
 mod privacy;
 mod requeue;
 mod support;

@@ -9,12 +9,13 @@ pub mod scene;
 use std::sync::Arc;
 use std::time::Duration;
 
+use clap::ValueEnum as _;
 use leadpost::config::{Secret, Settings, Source};
 use leadpost::lead::LeadId;
 use leadpost::ledger::{LeadRecord, LeadState, Ledger};
 use leadpost::lifecycle::Shutdown;
 use leadpost::metrics::Metrics;
-use leadpost::sandbox::{Sandbox, SandboxSettings};
+use leadpost::sandbox::{Profile, Sandbox, SandboxSettings, Tuning};
 use leadpost::worker::{Health, Stopped, Worker};
 use tokio::task::JoinHandle;
 use uuid::Uuid;
@@ -36,6 +37,8 @@ pub struct World {
     pub broker: Broker,
     /// A handle on the ledger that is no worker's.
     pub ledger: Ledger,
+    /// The destination, as the environment of a process says it.
+    pub destination: Vec<(String, String)>,
 }
 
 impl World {
@@ -44,26 +47,36 @@ impl World {
         Self::with_sandbox(SandboxSettings::default()).await
     }
 
+    /// A world whose API is played as it really behaves, with the preset of this name and right credentials.
+    pub async fn of_preset(preset: &str) -> Self {
+        let profile = Profile::from_str(preset, false).unwrap();
+        let sandbox = SandboxSettings { tuning: Tuning::of(profile), ..SandboxSettings::default() };
+        Self::with(preset, sandbox).await
+    }
+
     pub async fn with_sandbox(sandbox: SandboxSettings) -> Self {
+        Self::with("7targets", sandbox).await
+    }
+
+    /// A world with this sandbox, and the preset that fits it.
+    pub async fn with(preset: &str, sandbox: SandboxSettings) -> Self {
         // Only the first call of the process can succeed, and one is enough.
         drop(rustls::crypto::ring::default_provider().install_default());
         let sandbox = Sandbox::start(sandbox).unwrap();
         let database = Database::create().await;
         let broker = Broker::create().await;
-        let mut settings = Source { file: Some("/dev/null".into()), ..Source::default() }.read().unwrap();
+        let destination = destination(preset, &sandbox);
+        let env = destination.iter().cloned().collect();
+        let mut settings = Source { file: Some("/dev/null".into()), env, ..Source::default() }.read().unwrap();
         settings.amqp.url = Secret::new(broker.url.clone());
         settings.amqp.queue = broker.queue.clone();
         settings.postgres.url = Secret::new(database.url.clone());
-        settings.destination.auth.token_url = sandbox.token_url();
-        settings.destination.auth.client_id = "sandbox-client".to_owned();
-        settings.destination.auth.client_secret = Secret::new("sandbox-secret");
-        settings.destination.request.url = sandbox.leads_url();
         settings.flow.poll_ms = 20;
         settings.flow.probe_initial_ms = 50;
         settings.flow.probe_max_ms = 400;
         settings.admin.listen = String::new();
         let ledger = Ledger::new(&settings, "test").unwrap();
-        Self { sandbox, settings, database, broker, ledger }
+        Self { sandbox, settings, database, broker, ledger, destination }
     }
 
     /// Starts a worker in this process.
@@ -197,6 +210,50 @@ impl World {
         assert_eq!(self.broker.depth().await, 0, "messages are left in the queue");
         self.check_books().await;
     }
+}
+
+/// The settings with which a preset finds its API in this sandbox, as an environment says them.
+fn destination(preset: &str, sandbox: &Sandbox) -> Vec<(String, String)> {
+    let tuning = sandbox.tuning();
+    let pairs: &[(&str, &str)] = match preset {
+        "7targets" | "7targets-2024" => &[
+            ("AUTH__TOKEN_URL", &sandbox.token_url()),
+            ("REQUEST__URL", &sandbox.leads_url()),
+            ("AUTH__CLIENT_ID", &tuning.client_id),
+            ("AUTH__CLIENT_SECRET", &tuning.client_secret),
+            ("VARIABLES__USER_IDENTIFIER", "user-1"),
+        ],
+        "squadrun" => &[
+            ("AUTH__CLIENT_ID", &tuning.client_id),
+            ("AUTH__CLIENT_SECRET", &tuning.client_secret),
+            ("AUTH__USERNAME", &tuning.username),
+            ("AUTH__PASSWORD", &tuning.password),
+            ("VARIABLES__CAMPAIGN_ID", "7"),
+        ],
+        "squadiq" => &[("AUTH__BEARER_TOKEN", &tuning.bearer_token), ("VARIABLES__CAMPAIGN_ID", "7")],
+        "kaisa" => &[
+            ("AUTH__CLIENT_ID", &tuning.client_id),
+            ("AUTH__CLIENT_SECRET", &tuning.client_secret),
+            ("VARIABLES__LOGIN", &sandbox.base_url()),
+        ],
+        "paya" => &[
+            ("AUTH__API_KEY_ID", &tuning.user_id),
+            ("AUTH__API_KEY", &tuning.user_api_key),
+            ("VARIABLES__DEVELOPER_ID", &tuning.developer_id),
+            ("VARIABLES__LOCATION_ID", &tuning.location_id),
+        ],
+        "paya-session" => &[
+            ("AUTH__USERNAME", &tuning.username),
+            ("AUTH__PASSWORD", &tuning.password),
+            ("VARIABLES__DOMAIN", &tuning.domain),
+            ("VARIABLES__DEVELOPER_ID", &tuning.developer_id),
+            ("VARIABLES__LOCATION_ID", &tuning.location_id),
+        ],
+        other => panic!("there is no preset {other}"),
+    };
+    let base = sandbox.base_url();
+    let all = pairs.iter().copied().chain([("PRESET", preset), ("VARIABLES__API", &base)]);
+    all.map(|(name, value)| (format!("LEADPOST__DESTINATION__{name}"), value.to_owned())).collect()
 }
 
 /// A worker in this process.

@@ -34,22 +34,18 @@ pub struct Process {
 impl World {
     /// The environment in which the binary finds this world, and nothing else.
     pub fn environment(&self) -> Vec<(String, String)> {
-        let auth = &self.settings.destination.auth;
         let (amqp, flow) = (&self.settings.amqp, &self.settings.flow);
         let pairs = [
             ("AMQP_URL", amqp.url.expose().to_owned()),
             ("DATABASE_URL", self.settings.postgres.url.expose().to_owned()),
             ("LEADPOST__AMQP__QUEUE", amqp.queue.clone()),
-            ("LEADPOST__DESTINATION__AUTH__TOKEN_URL", auth.token_url.clone()),
-            ("LEADPOST__DESTINATION__AUTH__CLIENT_ID", auth.client_id.clone()),
-            ("LEADPOST__DESTINATION__AUTH__CLIENT_SECRET", auth.client_secret.expose().to_owned()),
-            ("LEADPOST__DESTINATION__REQUEST__URL", self.settings.destination.request.url.clone()),
             ("LEADPOST__FLOW__POLL_MS", flow.poll_ms.to_string()),
             ("LEADPOST__FLOW__PROBE_INITIAL_MS", flow.probe_initial_ms.to_string()),
             ("LEADPOST__FLOW__PROBE_MAX_MS", flow.probe_max_ms.to_string()),
             ("LEADPOST__ADMIN__LISTEN", "127.0.0.1:0".to_owned()),
         ];
-        pairs.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+        let own = pairs.into_iter().map(|(name, value)| (name.to_owned(), value));
+        self.destination.iter().cloned().chain(own).collect()
     }
 
     /// Runs a command of the binary to its end.
