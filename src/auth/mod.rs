@@ -111,7 +111,7 @@ pub struct Login {
 enum Way {
     ClientCredentials(ClientCredentials),
     Password(Password),
-    Session(SessionToken),
+    Session(Box<SessionToken>),
     /// There is nothing to fetch.
     Fixed,
 }
@@ -132,7 +132,9 @@ impl Login {
                 Self { way: Way::ClientCredentials(ClientCredentials::of(destination, endpoint()?)), fixed }
             }
             AuthKind::Oauth2Password => Self { way: Way::Password(Password::of(destination, endpoint()?)), fixed },
-            AuthKind::SessionToken => Self { way: Way::Session(SessionToken::of(destination, endpoint()?)), fixed },
+            AuthKind::SessionToken => {
+                Self { way: Way::Session(Box::new(SessionToken::of(destination, endpoint()?))), fixed }
+            }
             AuthKind::ApiKey => Self { way: Way::Fixed, fixed: api_key::credential(destination, fixed) },
             AuthKind::Bearer => Self { way: Way::Fixed, fixed: bearer::credential(destination, fixed) },
             AuthKind::None => Self { way: Way::Fixed, fixed },

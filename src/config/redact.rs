@@ -4,7 +4,9 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use memchr::memmem;
+use percent_encoding::utf8_percent_encode;
 
+use super::template::RESERVED;
 use super::{Destination, Secret};
 
 /// What stands in a secret's place.
@@ -48,9 +50,7 @@ impl Redactor {
     }
 
     fn add(&mut self, secret: &str) {
-        let in_json = serde_json::Value::from(secret).to_string();
-        let in_json = in_json.get(1..in_json.len() - 1).unwrap_or_default();
-        for written in [secret, &form(secret), in_json] {
+        for written in spellings(secret) {
             if written.len() >= MIN_BYTES && !self.0.iter().any(|known| known.expose() == written) {
                 self.0.push(Secret::new(written));
             }
@@ -82,6 +82,28 @@ impl Redactor {
     }
 }
 
+/// How a secret is written: as it is, in a form, in a URL (with capital and with small letters), and in JSON, by those who escape
+/// slashes and by those who do not.
+fn spellings(secret: &str) -> [String; 7] {
+    let (in_form, in_url) = (form(secret), utf8_percent_encode(secret, RESERVED).to_string());
+    let in_json = serde_json::Value::from(secret).to_string();
+    let in_json = in_json.get(1..in_json.len() - 1).unwrap_or_default().to_owned();
+    let slashes_escaped = in_json.replace('/', "\\/");
+    [secret.to_owned(), small_hex(&in_form), in_form, small_hex(&in_url), in_url, in_json, slashes_escaped]
+}
+
+/// `%2F` as `%2f`.
+fn small_hex(encoded: &str) -> String {
+    let mut parts = encoded.split('%');
+    let mut small = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let (hex, rest) = part.split_at_checked(2).unwrap_or((part, ""));
+        small.extend(['%'].into_iter().chain(hex.chars().map(|c| c.to_ascii_lowercase())));
+        small.push_str(rest);
+    }
+    small
+}
+
 /// As a form or a query writes it.
 fn form(text: &str) -> String {
     url::form_urlencoded::byte_serialize(text.as_bytes()).collect()
@@ -101,6 +123,9 @@ mod tests {
         let echoes = [
             "hunter 2/\"é".to_owned(),
             "hunter+2%2F%22%C3%A9".to_owned(),
+            "hunter+2%2f%22%c3%a9".to_owned(),
+            "hunter%202%2F%22%C3%A9".to_owned(),
+            r#"hunter 2\/\"é"#.to_owned(),
             serde_json::json!({ "client_secret": "hunter 2/\"é" }).to_string(),
             STANDARD.encode("id:hunter 2/\"é"),
             STANDARD.encode("id:hunter+2%2F%22%C3%A9"),

@@ -4,171 +4,19 @@ use std::collections::BTreeMap;
 
 use url::Url;
 
-use super::keys::variable;
-use super::{Auth, AuthKind, Destination, ResponseRules, Secret, Settings, TokenIn, Values, fill_in, fill_in_url};
+use super::super::missing::expressions;
+use super::super::{
+    ANSWER_VARIABLES, Auth, AuthKind, Destination, LEAD_VARIABLES, Missing, ResponseRules, Settings, TokenIn, Values,
+    fill_in, fill_in_url, missing, values,
+};
 use crate::jq::Program;
 
 /// Headers of a post that are not the user's: leadpost or HTTP itself sets them.
 const OWN_HEADERS: [&str; 6] =
     ["authorization", "idempotency-key", "host", "content-length", "transfer-encoding", "connection"];
 
-/// The variables of expressions about leads.
-pub const LEAD_VARIABLES: [&str; 2] = ["$lead_id", "$variables"];
-
-/// The variables of tests on answers.
-pub const ANSWER_VARIABLES: [&str; 2] = ["$status", "$variables"];
-
-/// A setting that has to be given and is not.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Missing {
-    /// The key.
-    pub key: String,
-    /// Who needs it, as a key, if that is not the log-in.
-    needed_by: Option<String>,
-    has_file: bool,
-}
-
-impl Missing {
-    /// The environment variable that sets it.
-    pub fn variable(&self) -> String {
-        variable(&self.key)
-    }
-
-    fn problem(&self) -> String {
-        let (key, variable) = (&self.key, self.variable());
-        match (&self.needed_by, self.has_file) {
-            (_, true) => format!("{key} is not set: set {variable} or {variable}_FILE"),
-            (None, false) => format!("{key} is not set: set {variable}"),
-            (Some(by), false) => format!("{by} needs {key}: set it, or {variable}"),
-        }
-    }
-}
-
-/// All that has to be given before anything can be sent: credentials of the log-in, values of placeholders.
-pub fn missing(destination: &Destination) -> Vec<Missing> {
-    let auth = &destination.auth;
-    let setting = |key: &str, has_file| Missing { key: format!("destination.auth.{key}"), needed_by: None, has_file };
-    let text = |key: &str, value: &str| value.is_empty().then(|| setting(key, false));
-    let secret = |key: &str, value: &Secret| (!value.is_set()).then(|| setting(key, true));
-    let of_auth: Vec<Option<Missing>> = match auth.kind {
-        AuthKind::Oauth2ClientCredentials => {
-            vec![text("client_id", &auth.client_id), secret("client_secret", &auth.client_secret)]
-        }
-        AuthKind::Oauth2Password => vec![
-            text("client_id", &auth.client_id),
-            secret("client_secret", &auth.client_secret),
-            text("username", &auth.username),
-            secret("password", &auth.password),
-        ],
-        AuthKind::SessionToken => vec![text("username", &auth.username), secret("password", &auth.password)],
-        AuthKind::ApiKey if auth.basic => {
-            vec![text("api_key_id", &auth.api_key_id), secret("api_key", &auth.api_key)]
-        }
-        AuthKind::Bearer => vec![secret("bearer_token", &auth.bearer_token)],
-        AuthKind::ApiKey | AuthKind::None => Vec::new(),
-    };
-    let mut missing: Vec<Missing> = of_auth.into_iter().flatten().collect();
-    let values = values(destination);
-    for (key, template, runtime) in templates(destination) {
-        for name in placeholders(template) {
-            if runtime == Some(name) || values.get(name).is_some_and(|value| !value.is_empty()) {
-                continue;
-            }
-            let wanted = match name {
-                "api_key_id" => setting(name, false),
-                "api_key" => setting(name, true),
-                _ => Missing {
-                    key: format!("destination.variables.{name}"),
-                    needed_by: Some(key.clone()),
-                    has_file: false,
-                },
-            };
-            if !missing.iter().any(|known| known.key == wanted.key) {
-                missing.push(wanted);
-            }
-        }
-    }
-    for (key, source) in expressions(destination) {
-        for name in needed_variables(source) {
-            let wanted = Missing {
-                key: format!("destination.variables.{name}"),
-                needed_by: Some(key.to_owned()),
-                has_file: false,
-            };
-            let is_set = values.get(name).is_some_and(|value| !value.is_empty());
-            if !is_set && !missing.iter().any(|known| known.key == wanted.key) {
-                missing.push(wanted);
-            }
-        }
-    }
-    missing
-}
-
-/// The jq expressions that are used, with their keys.
-fn expressions(destination: &Destination) -> [(&'static str, &str); 5] {
-    let Destination { request, response, reconcile, .. } = destination;
-    [
-        ("destination.request.jq", &request.jq),
-        ("destination.response.success_test", &response.success_test),
-        ("destination.response.duplicate_test", &response.duplicate_test),
-        ("destination.reconcile.key", &reconcile.key),
-        ("destination.reconcile.found", &reconcile.found),
-    ]
-}
-
-/// The variables that an expression reads as `$variables.name`, but for those that it can do without (`$variables.name // ...`).
-fn needed_variables(source: &str) -> impl Iterator<Item = &str> {
-    source.split("$variables.").skip(1).filter_map(|rest| {
-        let end = rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(rest.len());
-        let (name, behind) = rest.split_at(end);
-        (!name.is_empty() && !behind.trim_start().starts_with("//")).then_some(name)
-    })
-}
-
-/// What stands for placeholders: the variables, and the key of the log-in where that is one. Not to be shown.
-pub fn values(destination: &Destination) -> Values {
-    let mut values = destination.variables.clone();
-    let auth = &destination.auth;
-    values.insert("api_key_id".to_owned(), auth.api_key_id.clone());
-    values.insert("api_key".to_owned(), auth.api_key.expose().to_owned());
-    values
-}
-
-/// Every template with its key, and the placeholder that is filled in only when it is used.
-fn templates(destination: &Destination) -> Vec<(String, &str, Option<&'static str>)> {
-    let Destination { auth, request, reconcile, .. } = destination;
-    let uses = |key: &str| auth.kind.uses().contains(&key);
-    let mut templates = vec![("destination.request.url".to_owned(), request.url.as_str(), None)];
-    for (key, template, runtime) in [
-        ("token_url", &auth.token_url, None),
-        ("revoke_url", &auth.revoke_url, None),
-        ("logout_url", &auth.logout_url, Some("token")),
-    ] {
-        if uses(key) {
-            templates.push((format!("destination.auth.{key}"), template, runtime));
-        }
-    }
-    templates.push(("destination.reconcile.url".to_owned(), &reconcile.url, Some("key")));
-    let mut tables = vec![
-        ("destination.request.headers", &request.headers),
-        ("destination.auth.headers", &auth.headers),
-        ("destination.auth.query", &auth.query),
-    ];
-    if uses("parameters") {
-        tables.push(("destination.auth.parameters", &auth.parameters));
-    }
-    for (key, table) in tables {
-        templates.extend(table.iter().map(|(name, template)| (format!("{key}.{name}"), template.as_str(), None)));
-    }
-    templates
-}
-
-fn placeholders(template: &str) -> impl Iterator<Item = &str> {
-    template.split('{').skip(1).filter_map(|rest| rest.split_once('}').map(|(name, _)| name))
-}
-
 /// Everything that is wrong with the destination.
-pub(super) fn check_destination(settings: &Settings) -> Vec<String> {
+pub(in crate::config) fn check_destination(settings: &Settings) -> Vec<String> {
     let destination = &settings.destination;
     let missing = missing(destination);
     let mut problems: Vec<String> = missing.iter().map(Missing::problem).collect();
@@ -367,7 +215,7 @@ fn has_credentials(url: &Url) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Source;
+    use super::super::super::{Secret, Source};
     use super::*;
 
     fn problems(change: impl FnOnce(&mut Destination)) -> String {

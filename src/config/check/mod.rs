@@ -1,8 +1,11 @@
 //! Rules across settings: what would start, and then go wrong.
 
+mod destination;
+
 use url::Url;
 
-use super::destination_check::check_destination;
+use destination::check_destination;
+
 use super::ranges::out_of_range;
 use super::{ConfigError, Settings};
 
