@@ -172,8 +172,8 @@ impl Tokens {
             let mut state = self.lock();
             (state.current.take(), state.refresh.take())
         };
-        let Some(current) = current else { return };
-        match self.inner.login.end(&current.granted, refresh.as_ref()).await {
+        let granted = current.map(|current| current.granted);
+        match self.inner.login.end(granted.as_ref(), refresh.as_ref()).await {
             Ok(()) => tracing::debug!("logged out"),
             Err(error) => {
                 tracing::warn!(error = %error.reason().text, "could not log out; what was granted ends by itself")

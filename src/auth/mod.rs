@@ -180,12 +180,12 @@ impl Login {
     ///
     /// # Errors
     /// Why that did not work; what was granted ends by itself then.
-    async fn end(&self, token: &Secret, refresh: Option<&Secret>) -> Result<(), AuthError> {
-        match &self.way {
-            Way::ClientCredentials(way) => way.end(token).await,
-            Way::Password(way) => way.end(token, refresh).await,
-            Way::Session(way) => way.end(token).await,
-            Way::Fixed => Ok(()),
+    async fn end(&self, token: Option<&Secret>, refresh: Option<&Secret>) -> Result<(), AuthError> {
+        match (&self.way, token) {
+            (Way::Password(way), token) => way.end(token, refresh).await,
+            (Way::ClientCredentials(way), Some(token)) => way.end(token).await,
+            (Way::Session(way), Some(token)) => way.end(token).await,
+            (Way::ClientCredentials(_) | Way::Session(_), None) | (Way::Fixed, _) => Ok(()),
         }
     }
 }

@@ -12,7 +12,7 @@ use url::form_urlencoded::{Serializer, byte_serialize};
 use super::credential::can_stand_in_a_header;
 use super::endpoint::{Endpoint, MAX_LIFETIME};
 use super::{AuthError, Grant};
-use crate::config::{ClientAuth, Destination, Secret, fill_in, fill_in_url, values};
+use crate::config::{ClientAuth, Destination, Secret, fill_in, fill_in_url, url_values, values};
 use crate::http::{Answer, Exchange};
 use crate::reason::Reason;
 
@@ -46,7 +46,7 @@ impl OAuth2 {
     pub(super) fn of(destination: &Destination, endpoint: Endpoint) -> Self {
         let auth = &destination.auth;
         let url = |template: &str| {
-            let url = fill_in_url(template, &destination.variables).expect("checked: all variables are set");
+            let url = fill_in_url(template, &url_values(destination)).expect("checked: all variables are set");
             url.parse().expect("checked: a URL")
         };
         Self {

@@ -15,7 +15,7 @@ use super::credential::can_stand_in_a_header;
 use super::endpoint::Endpoint;
 use super::oauth2::{lifetime, nonsense, parameters, refusal_by_status};
 use super::{AuthError, Credential, Grant};
-use crate::config::{Auth, Destination, LifetimeUnit, Secret, TokenIn, Values, fill_in_url};
+use crate::config::{Auth, Destination, LifetimeUnit, Secret, TokenIn, Values, fill_in_url, url_values};
 use crate::http::Exchange;
 use crate::reason::Reason;
 
@@ -27,7 +27,7 @@ const CREDENTIALS: &str = "check destination.auth.username, password and paramet
 pub(super) struct SessionToken {
     endpoint: Endpoint,
     auth: Auth,
-    variables: Values,
+    values: Values,
     token_url: reqwest::Url,
     parameters: Vec<(String, Secret)>,
 }
@@ -38,11 +38,11 @@ impl SessionToken {
     /// # Panics
     /// On settings that [`crate::config::check`] refuses.
     pub(super) fn of(destination: &Destination, endpoint: Endpoint) -> Self {
-        let url = fill_in_url(&destination.auth.token_url, &destination.variables);
+        let url = fill_in_url(&destination.auth.token_url, &url_values(destination));
         Self {
             endpoint,
             auth: destination.auth.clone(),
-            variables: destination.variables.clone(),
+            values: url_values(destination),
             token_url: url.expect("checked: all variables are set").parse().expect("checked: a URL"),
             parameters: parameters(destination),
         }
@@ -82,7 +82,7 @@ impl SessionToken {
         if self.auth.logout_url.is_empty() {
             return Ok(());
         }
-        let mut values = self.variables.clone();
+        let mut values = self.values.clone();
         values.insert("token".to_owned(), token.expose().to_owned());
         let url: Option<reqwest::Url> =
             fill_in_url(&self.auth.logout_url, &values).ok().and_then(|url| url.parse().ok());

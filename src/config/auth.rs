@@ -128,54 +128,20 @@ pub enum AuthKind {
 
 impl AuthKind {
     /// The settings of [`Auth`] that count for this way of logging in, besides `kind`, `headers` and `query`.
-    pub fn uses(self) -> &'static [&'static str] {
+    pub fn uses(self) -> Vec<&'static str> {
+        const FETCHED: &[&str] = &["token_url", "parameters", "default_lifetime_ms", "timeout_ms"];
+        const OAUTH2: &[&str] =
+            &["revoke_url", "client_auth", "client_id", "client_secret", "client_secret_file", "scope"];
+        const ACCOUNT: &[&str] = &["username", "password", "password_file"];
+        const SESSION: &[&str] =
+            &["logout_url", "token_pointer", "lifetime_pointer", "lifetime_unit", "sliding", "token_in", "token_name"];
         match self {
-            AuthKind::Oauth2ClientCredentials => &[
-                "token_url",
-                "revoke_url",
-                "client_auth",
-                "client_id",
-                "client_secret",
-                "client_secret_file",
-                "scope",
-                "parameters",
-                "default_lifetime_ms",
-                "timeout_ms",
-            ],
-            AuthKind::Oauth2Password => &[
-                "token_url",
-                "revoke_url",
-                "client_auth",
-                "client_id",
-                "client_secret",
-                "client_secret_file",
-                "scope",
-                "parameters",
-                "username",
-                "password",
-                "password_file",
-                "default_lifetime_ms",
-                "timeout_ms",
-            ],
-            AuthKind::SessionToken => &[
-                "token_url",
-                "logout_url",
-                "username",
-                "password",
-                "password_file",
-                "parameters",
-                "token_pointer",
-                "lifetime_pointer",
-                "lifetime_unit",
-                "sliding",
-                "token_in",
-                "token_name",
-                "default_lifetime_ms",
-                "timeout_ms",
-            ],
-            AuthKind::ApiKey => &["api_key_id", "api_key", "api_key_file", "basic"],
-            AuthKind::Bearer => &["bearer_token", "bearer_token_file"],
-            AuthKind::None => &[],
+            AuthKind::Oauth2ClientCredentials => [FETCHED, OAUTH2].concat(),
+            AuthKind::Oauth2Password => [FETCHED, OAUTH2, ACCOUNT].concat(),
+            AuthKind::SessionToken => [FETCHED, ACCOUNT, SESSION].concat(),
+            AuthKind::ApiKey => vec!["api_key_id", "api_key", "api_key_file", "basic"],
+            AuthKind::Bearer => vec!["bearer_token", "bearer_token_file"],
+            AuthKind::None => Vec::new(),
         }
     }
 

@@ -116,12 +116,17 @@ fn needed_variables(source: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-/// What stands for placeholders: the variables, and the key of the log-in where that is one. Not to be shown.
-pub fn values(destination: &Destination) -> Values {
+/// What stands for placeholders in URLs: the variables, and the public half of a key.
+pub fn url_values(destination: &Destination) -> Values {
     let mut values = destination.variables.clone();
-    let auth = &destination.auth;
-    values.insert("api_key_id".to_owned(), auth.api_key_id.clone());
-    values.insert("api_key".to_owned(), auth.api_key.expose().to_owned());
+    values.insert("api_key_id".to_owned(), destination.auth.api_key_id.clone());
+    values
+}
+
+/// What stands for placeholders in headers, query parameters and parameters of a log-in: a key's secret half too. Not to be shown.
+pub fn values(destination: &Destination) -> Values {
+    let mut values = url_values(destination);
+    values.insert("api_key".to_owned(), destination.auth.api_key.expose().to_owned());
     values
 }
 

@@ -35,7 +35,7 @@ pub use auth::{Auth, AuthKind, ClientAuth, LifetimeUnit, TokenIn};
 pub use check::{check, need_amqp_url, need_postgres_url};
 pub use destination::{BodyFormat, Destination, Method, OnUncertain, Reconcile, Request};
 pub use keys::known_keys;
-pub use missing::{ANSWER_VARIABLES, LEAD_VARIABLES, Missing, missing, values};
+pub use missing::{ANSWER_VARIABLES, LEAD_VARIABLES, Missing, missing, url_values, values};
 pub use redact::Redactor;
 pub use response::ResponseRules;
 pub use secret::Secret;

@@ -51,7 +51,7 @@ impl LeadApi {
             value.set_sensitive(true);
             headers.insert(name, value);
         }
-        let url = fill_in_url(&request.url, &destination.variables).expect("checked: all variables are set");
+        let url = fill_in_url(&request.url, &config::url_values(destination)).expect("checked: all variables are set");
         Ok(Self {
             client: client(&ClientSettings {
                 timeout: Duration::from_millis(request.timeout_ms),

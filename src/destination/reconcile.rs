@@ -14,7 +14,7 @@
 use serde_json::Value;
 
 use super::outcome::{Answers, Outcome, Test, is_page, page, text_at};
-use crate::config::{Destination, StatusSet, Values, fill_in_url};
+use crate::config::{Destination, StatusSet, Values, fill_in_url, url_values};
 use crate::http::{Answer, Exchange};
 use crate::ledger::Receipt;
 use crate::reason::Reason;
@@ -41,7 +41,7 @@ impl Query {
         }
         Ok(Some(Self {
             url: reconcile.url.clone(),
-            values: destination.variables.clone(),
+            values: url_values(destination),
             found: Test::of("destination.reconcile.found", &reconcile.found, destination)?,
             absent: reconcile.absent.clone(),
             remote_id: reconcile.remote_id.clone(),

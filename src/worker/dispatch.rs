@@ -229,11 +229,11 @@ impl Trip<'_> {
         if let Some(key) = key {
             match self.request(Request::Query(&key)).await? {
                 Outcome::Absent(_) => {}
-                outcome => return Ok(self.conclude(&outcome)),
+                outcome => return Ok(self.conclude(RequestKind::Query, &outcome)),
             }
         }
         let outcome = self.request(Request::Post(&body)).await?;
-        Ok(self.conclude(&outcome))
+        Ok(self.conclude(RequestKind::Post, &outcome))
     }
 
     /// Makes a request; if its token is not accepted, once more with another one. `Err`: the lead is handed back.
@@ -276,12 +276,16 @@ impl Trip<'_> {
     }
 
     /// Tells the circuit what a request came to, and says what is next for the lead.
-    fn conclude(&mut self, outcome: &Outcome) -> Next {
+    fn conclude(&mut self, request: RequestKind, outcome: &Outcome) -> Next {
         self.tell(match outcome {
             Outcome::Delivered(_) | Outcome::Duplicate(_) | Outcome::Rejected(_) | Outcome::Reconciled(..) => {
                 Signal::Passed
             }
             Outcome::Absent(_) => Signal::Nothing,
+            // That the API cannot be asked says nothing about posts, and is not the lead's own fault.
+            Outcome::Systemic(reason) | Outcome::Unauthorized(reason) if request == RequestKind::Query => {
+                Signal::Failed(reason.clone())
+            }
             Outcome::Systemic(reason) | Outcome::Unauthorized(reason) => {
                 Signal::Suspect(self.leased.id, reason.clone())
             }
