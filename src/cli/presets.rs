@@ -36,8 +36,18 @@ struct Listed {
     name: &'static str,
     summary: &'static str,
     auth: &'static str,
-    /// The environment variables that have to be set; those of secrets may also name a file, with `_FILE` at their end.
-    needs: Vec<String>,
+    /// What has to be set.
+    needs: Vec<Need>,
+}
+
+/// A setting that only the user of a preset knows.
+#[derive(Debug, Serialize)]
+struct Need {
+    key: String,
+    /// The environment variable that sets it.
+    variable: String,
+    /// Whether the variable with `_FILE` at its end, which names a file, does as well.
+    or_file: bool,
 }
 
 pub(super) fn run(args: &PresetsArgs) -> anyhow::Result<Exit> {
@@ -56,8 +66,9 @@ pub(super) fn run(args: &PresetsArgs) -> anyhow::Result<Exit> {
                             print("")?;
                         }
                         print(&format!("{}\n  {}\n  log-in {}; needs", preset.name, preset.summary, preset.auth))?;
-                        for variable in &preset.needs {
-                            print(&format!("    {variable}"))?;
+                        for need in &preset.needs {
+                            let or_file = if need.or_file { " (or …_FILE)" } else { "" };
+                            print(&format!("    {}{or_file}", need.variable))?;
                         }
                     }
                 }
@@ -76,8 +87,12 @@ fn listed(preset: &Preset) -> Result<Listed, ConfigError> {
         name: preset.name,
         summary: preset.summary,
         auth: destination.auth.kind.as_str(),
-        needs: config::missing(&destination).iter().map(config::Missing::variable).collect(),
+        needs: config::missing(&destination).into_iter().map(need).collect(),
     })
+}
+
+fn need(missing: config::Missing) -> Need {
+    Need { variable: missing.variable(), or_file: missing.may_be_a_file(), key: missing.key }
 }
 
 #[cfg(test)]
@@ -87,8 +102,9 @@ mod tests {
     #[test]
     fn every_preset_says_what_it_needs() {
         let needs = |name: &str| listed(preset::find(name).expect("a preset")).expect("readable").needs;
+        let variables = |name: &str| needs(name).into_iter().map(|need| need.variable).collect::<Vec<_>>();
         assert_eq!(
-            needs("paya-session"),
+            variables("paya-session"),
             [
                 "AUTH__USERNAME",
                 "AUTH__PASSWORD",
@@ -98,6 +114,8 @@ mod tests {
             ]
             .map(|name| format!("LEADPOST__DESTINATION__{name}"))
         );
+        let files = needs("kaisa").into_iter().map(|need| need.or_file).collect::<Vec<_>>();
+        assert_eq!(files, [false, true], "an id is no secret");
         assert!(PRESETS.iter().all(|preset| !needs(preset.name).is_empty()));
     }
 }

@@ -25,6 +25,11 @@ impl Missing {
         variable(&self.key)
     }
 
+    /// Whether `…_file`, with the file that holds it, does as well.
+    pub fn may_be_a_file(&self) -> bool {
+        self.has_file
+    }
+
     pub(super) fn problem(&self) -> String {
         let (key, variable) = (&self.key, self.variable());
         match (&self.needed_by, self.has_file) {
