@@ -1,9 +1,11 @@
 //! Takes secrets out of what strangers say: an API, a proxy or a token endpoint may repeat what it was sent, and what it says goes
 //! into the ledger.
 
+use std::fmt;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use memchr::memmem;
+use memchr::memmem::Finder;
 use percent_encoding::utf8_percent_encode;
 
 use super::template::RESERVED;
@@ -16,8 +18,14 @@ const REDACTED: &str = "***";
 const MIN_BYTES: usize = 4;
 
 /// The secrets of a destination, in every form in which they go over the wire.
-#[derive(Debug, Clone, Default)]
-pub struct Redactor(Vec<Secret>);
+#[derive(Clone, Default)]
+pub struct Redactor(Vec<Finder<'static>>);
+
+impl fmt::Debug for Redactor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Redactor")
+    }
+}
 
 impl Redactor {
     /// The secrets of this destination.
@@ -51,30 +59,30 @@ impl Redactor {
 
     fn add(&mut self, secret: &str) {
         for written in spellings(secret) {
-            if written.len() >= MIN_BYTES && !self.0.iter().any(|known| known.expose() == written) {
-                self.0.push(Secret::new(written));
+            if written.len() >= MIN_BYTES && !self.0.iter().any(|known| known.needle() == written.as_bytes()) {
+                self.0.push(Finder::new(&written).into_owned());
             }
         }
     }
 
     /// The text without secrets.
     pub fn clean(&self, text: &str) -> String {
-        self.0.iter().fold(text.to_owned(), |text, secret| text.replace(secret.expose(), REDACTED))
+        let clean = self.clean_bytes(text.as_bytes().to_vec());
+        String::from_utf8_lossy(&clean).into_owned()
     }
 
     /// The bytes without secrets.
     pub fn clean_bytes(&self, bytes: Vec<u8>) -> Vec<u8> {
         self.0.iter().fold(bytes, |bytes, secret| {
-            let secret = secret.expose().as_bytes();
-            if memmem::find(&bytes, secret).is_none() {
-                return bytes;
-            }
-            let mut clean = Vec::with_capacity(bytes.len());
             let mut from = 0;
-            for at in memmem::find_iter(&bytes, secret) {
+            let mut clean = Vec::new();
+            for at in secret.find_iter(&bytes) {
                 clean.extend_from_slice(bytes.get(from..at).unwrap_or_default());
                 clean.extend_from_slice(REDACTED.as_bytes());
-                from = at + secret.len();
+                from = at + secret.needle().len();
+            }
+            if from == 0 {
+                return bytes;
             }
             clean.extend_from_slice(bytes.get(from..).unwrap_or_default());
             clean
