@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{AuthError, Grant, Login, Times, Token};
+use super::{AuthError, Grant, Login, Token};
 use crate::config::Secret;
 
 /// After a renewal in the background has failed, the next one waits this long, or a tenth of the lifetime if that is less.
@@ -70,6 +70,15 @@ struct Current {
     times: Times,
 }
 
+/// When a token is no longer used, and when it is renewed.
+#[derive(Debug, Clone, Copy)]
+struct Times {
+    /// Not to be used from then on; `None`: it does not end.
+    expires_at: Option<Instant>,
+    /// To be renewed in the background from then on.
+    renew_at: Option<Instant>,
+}
+
 /// What is known of the tokens, for health and metrics.
 #[derive(Debug, Clone)]
 pub struct TokenStatus {
@@ -101,8 +110,7 @@ impl Tokens {
         let tokens =
             Self { inner: Arc::new(Inner { login, state: Mutex::default(), flight: tokio::sync::Mutex::default() }) };
         if tokens.is_fixed() {
-            let grant = Grant { token: Secret::default(), refresh: None, lifetime: Duration::MAX };
-            tokens.keep(grant, Instant::now());
+            tokens.keep(Grant::nothing(), Instant::now());
         }
         tokens
     }

@@ -28,8 +28,6 @@ mod session_token;
 use std::fmt;
 use std::time::Duration;
 
-use tokio::time::Instant;
-
 pub use cache::{TokenStatus, Tokens};
 pub use credential::Credential;
 
@@ -70,6 +68,13 @@ struct Grant {
     refresh: Option<Secret>,
     /// How long the token lives, counted from when it was asked for.
     lifetime: Duration,
+}
+
+impl Grant {
+    /// Where there is nothing to fetch.
+    fn nothing() -> Self {
+        Self { token: Secret::default(), refresh: None, lifetime: Duration::MAX }
+    }
 }
 
 /// Why there is no token.
@@ -160,7 +165,7 @@ impl Login {
             Way::ClientCredentials(way) => way.fetch().await,
             Way::Password(way) => way.fetch(refresh).await,
             Way::Session(way) => way.fetch().await,
-            Way::Fixed => Ok(Grant { token: Secret::default(), refresh: None, lifetime: Duration::MAX }),
+            Way::Fixed => Ok(Grant::nothing()),
         }
     }
 
@@ -188,13 +193,4 @@ impl Login {
             (Way::ClientCredentials(_) | Way::Session(_), None) | (Way::Fixed, _) => Ok(()),
         }
     }
-}
-
-/// When a token is no longer used, and when it is renewed.
-#[derive(Debug, Clone, Copy)]
-struct Times {
-    /// Not to be used from then on; `None`: it does not end.
-    expires_at: Option<Instant>,
-    /// To be renewed in the background from then on.
-    renew_at: Option<Instant>,
 }

@@ -8,8 +8,8 @@ use base64::engine::general_purpose::STANDARD;
 use memchr::memmem::Finder;
 use percent_encoding::utf8_percent_encode;
 
+use super::Destination;
 use super::template::RESERVED;
-use super::{Destination, Secret};
 
 /// What stands in a secret's place.
 const REDACTED: &str = "***";
@@ -120,6 +120,7 @@ fn form(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Secret;
 
     #[test]
     fn secrets_are_found_in_every_form_in_which_they_go_over_the_wire() {
