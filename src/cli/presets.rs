@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::{Exit, Output, print, print_bytes, print_json};
-use crate::config::preset::{self, PRESETS, Preset};
+use crate::config::preset::{self, CUSTOM, PRESETS, Preset};
 use crate::config::{self, ConfigError, Source};
 
 /// List the lead APIs that are known, or show what is known of one
@@ -35,7 +35,8 @@ enum PresetsCommand {
 struct Listed {
     name: &'static str,
     summary: &'static str,
-    auth: &'static str,
+    /// The way of logging in; `None`: not preset.
+    auth: Option<&'static str>,
     /// What has to be set.
     needs: Vec<Need>,
 }
@@ -65,7 +66,10 @@ pub(super) fn run(args: &PresetsArgs) -> anyhow::Result<Exit> {
                         if at > 0 {
                             print("")?;
                         }
-                        print(&format!("{}\n  {}\n  log-in {}; needs", preset.name, preset.summary, preset.auth))?;
+                        print(&format!("{}\n  {}", preset.name, preset.summary))?;
+                        if let Some(auth) = preset.auth {
+                            print(&format!("  log-in {auth}; needs"))?;
+                        }
                         for need in &preset.needs {
                             let or_file = if need.or_file { " (or …_FILE)" } else { "" };
                             print(&format!("    {}{or_file}", need.variable))?;
@@ -86,7 +90,7 @@ fn listed(preset: &Preset) -> Result<Listed, ConfigError> {
     Ok(Listed {
         name: preset.name,
         summary: preset.summary,
-        auth: destination.auth.kind.as_str(),
+        auth: Some(destination.auth.kind.as_str()),
         needs: config::missing(&destination).into_iter().map(need).collect(),
     })
 }
@@ -116,6 +120,6 @@ mod tests {
         );
         let files = needs("kaisa").into_iter().map(|need| need.or_file).collect::<Vec<_>>();
         assert_eq!(files, [false, true], "an id is no secret");
-        assert!(PRESETS.iter().all(|preset| !needs(preset.name).is_empty()));
+        assert!(PRESETS.iter().all(|preset| needs(preset.name).is_empty() == (preset.name == CUSTOM)));
     }
 }

@@ -14,7 +14,7 @@ pub struct Preset {
 }
 
 /// All presets.
-pub const PRESETS: [Preset; 7] = [
+pub const PRESETS: [Preset; 8] = [
     Preset {
         name: "7targets",
         summary: "7targets as of 2022: POST /leads with assistantId",
@@ -50,7 +50,15 @@ pub const PRESETS: [Preset; 7] = [
         summary: "Paya Connect: contacts; a session by name and password",
         toml: include_str!("presets/paya-session.toml"),
     },
+    Preset {
+        name: CUSTOM,
+        summary: "any other lead API: nothing is preset",
+        toml: include_str!("presets/custom.toml"),
+    },
 ];
+
+/// The preset that sets nothing.
+pub const CUSTOM: &str = "custom";
 
 /// The preset of this name.
 pub fn find(name: &str) -> Option<&'static Preset> {
@@ -74,8 +82,8 @@ mod tests {
 
     #[test]
     fn every_preset_lacks_nothing_but_what_only_its_user_knows() {
-        for preset in PRESETS {
-            let mut source = Source { file: Some("/dev/null".into()), ..Source::default() };
+        for preset in PRESETS.iter().filter(|preset| preset.name != CUSTOM) {
+            let mut source = Source::of_nothing();
             source.env.insert("LEADPOST__DESTINATION__PRESET".to_owned(), preset.name.to_owned());
             source.env.insert("AMQP_URL".to_owned(), "amqp://host".to_owned());
             source.env.insert("DATABASE_URL".to_owned(), "postgres://host/leads".to_owned());
@@ -92,6 +100,20 @@ mod tests {
             let destination = source.load().unwrap_or_else(|error| panic!("{}: {error}", preset.name)).destination;
             assert_eq!(destination.name(), preset.name);
         }
+    }
+
+    #[test]
+    fn the_preset_for_any_other_api_leaves_every_default_as_it_is() {
+        let source =
+            Source { flags: vec![("destination.preset".to_owned(), CUSTOM.to_owned())], ..Source::of_nothing() };
+        let mut defaults = config::Settings::default();
+        defaults.destination.preset = CUSTOM.to_owned();
+        assert_eq!(settings(&source), serde_json::to_value(defaults).expect("JSON"));
+        let text = source.load().expect_err("incomplete").to_string();
+        assert!(
+            text.contains("destination.mandatory is empty") && text.contains("destination.request.url is not a URL"),
+            "{text}"
+        );
     }
 
     #[test]
