@@ -17,7 +17,7 @@ const README: &str = include_str!("../../README.md");
 
 /// Put before a block: what it waits for is waited for, not guessed; and curl, where there is none.
 const BEFORE: &str = r#"
-sleep() { until leadpost status 2>&1 | grep -Eq 'delivered +1$'; do command sleep 0.1; done; }
+sleep() { for _ in {1..100}; do leadpost status 2>&1 | grep -Eq 'delivered +1$' && return; command sleep 0.1; done; }
 command -v curl >/dev/null || curl() { leadpost healthcheck --url "${@: -1}"; }
 "#;
 
