@@ -13,6 +13,7 @@ mod lease;
 mod outcomes;
 mod presets;
 mod privacy;
+mod readme;
 mod requeue;
 mod support;
 mod tokens;
