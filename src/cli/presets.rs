@@ -84,6 +84,9 @@ pub(super) fn run(args: &PresetsArgs) -> anyhow::Result<Exit> {
 
 /// What a preset needs, from the preset alone.
 fn listed(preset: &Preset) -> Result<Listed, ConfigError> {
+    if preset.name == CUSTOM {
+        return Ok(Listed { name: preset.name, summary: preset.summary, auth: None, needs: Vec::new() });
+    }
     let source =
         Source { flags: vec![("destination.preset".to_owned(), preset.name.to_owned())], ..Source::of_nothing() };
     let destination = source.read()?.destination;

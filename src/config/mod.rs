@@ -334,6 +334,11 @@ pub fn shown(settings: &Settings) -> serde_json::Value {
             }
         }
     }
+    // What does not count for this way of logging in would only mislead.
+    let uses = settings.destination.auth.kind.uses();
+    if let Some(auth) = shown.pointer_mut("/destination/auth").and_then(serde_json::Value::as_object_mut) {
+        auth.retain(|key, _| ["kind", "headers", "query"].contains(&key.as_str()) || uses.contains(&key.as_str()));
+    }
     without_nulls(&mut shown);
     shown
 }

@@ -45,7 +45,7 @@ pub struct Flow {
     concurrency: usize,
     gate: Mutex<Gate>,
     changed: Notify,
-    newly_held: Notify,
+    news: Notify,
 }
 
 #[derive(Debug)]
@@ -106,7 +106,7 @@ impl Flow {
                 unshared: None,
             }),
             changed: Notify::new(),
-            newly_held: Notify::new(),
+            news: Notify::new(),
         }
     }
 
@@ -149,6 +149,9 @@ impl Flow {
         if change.is_some() || is_probe {
             self.changed.notify_one();
         }
+        if matches!(change, Some(Change::Opened(_) | Change::Closed { .. })) {
+            self.news.notify_one();
+        }
         change
     }
 
@@ -169,7 +172,7 @@ impl Flow {
         let mut gate = self.lock();
         gate.unshared = gate.unshared.max(Some(now + wait));
         drop(gate);
-        self.newly_held.notify_one();
+        self.news.notify_one();
     }
 
     /// What other workers have to know: for how long the lead API wants to be left alone. Told once.
@@ -185,9 +188,9 @@ impl Flow {
         }
     }
 
-    /// Waits for a hold to begin.
-    pub async fn newly_held(&self) {
-        self.newly_held.notified().await;
+    /// Waits for what others should know at once: a hold has begun, the circuit has opened or closed.
+    pub async fn news(&self) {
+        self.news.notified().await;
     }
 
     /// How many of `wanted` posts the rate admits now; when none, from when one does.

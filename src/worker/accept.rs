@@ -224,7 +224,7 @@ impl Accept {
         self.metrics.messages.count(kind);
         match fate {
             Fate::Leased(leased) if leased.origin == Origin::Conflict => {
-                tracing::warn!(lead.id = %leased.id, came_as = %read.arrival.id, "id conflict: another body under an id that is taken; accepted as a lead of its own");
+                tracing::warn!(lead.id = %leased.id, came_as = %read.arrival.id, "id conflict: another body, or a lead of another destination, has this id; accepted as a lead of its own");
             }
             Fate::Invalid(id) => {
                 self.metrics.ended.count("invalid");

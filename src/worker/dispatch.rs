@@ -128,7 +128,7 @@ impl Dispatch {
             Some(Change::Opened(reason)) => {
                 self.metrics.opened.inc();
                 self.metrics.circuit_open.set(1);
-                tracing::error!(code = %reason.code, "posts are paused, leads wait; see leadpost status");
+                tracing::error!(code = %reason.code, cause = reason.text, "posts are paused, leads wait; see leadpost status");
             }
             Some(Change::StillOpen(pause, reason)) => {
                 let next_probe_in_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);

@@ -9,7 +9,7 @@ use super::dispatch::Settling;
 use super::health::Health;
 use super::verdict::{MAX_SUSPICIONS, Policy};
 use crate::lead::LeadId;
-use crate::ledger::{Ledger, LedgerError, Next, OnLock, Settled, Settlement};
+use crate::ledger::{Ledger, LedgerError, Next, OnLock, RequestKind, Settled, Settlement};
 use crate::metrics::Metrics;
 use crate::reason::chain;
 use crate::schedule::Schedule;
@@ -155,12 +155,16 @@ impl Settler {
         let last = attempts.last();
         let attempt = attempts_before + u32::try_from(attempts.len()).unwrap_or(0);
         let http_status = last.and_then(|attempt| attempt.http_status);
-        let post_ms = last.map(|attempt| u64::try_from(attempt.duration.as_millis()).unwrap_or(u64::MAX));
+        let took_ms = |kind: RequestKind| {
+            let last = last.filter(|attempt| attempt.request == kind)?;
+            Some(u64::try_from(last.duration.as_millis()).unwrap_or(u64::MAX))
+        };
+        let (post_ms, query_ms) = (took_ms(RequestKind::Post), took_ms(RequestKind::Query));
         let state = next.state().as_str();
         match next {
             Next::Again { after, code, .. } => {
                 let next_attempt_in_ms = u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
-                tracing::info!(lead.id = %id, state, attempt, http.status = http_status, post_ms, code, next_attempt_in_ms, "lead settled");
+                tracing::info!(lead.id = %id, state, attempt, http.status = http_status, post_ms, query_ms, code, next_attempt_in_ms, "lead settled");
             }
             Next::End(end) => {
                 self.metrics.ended.count(state);
@@ -168,9 +172,9 @@ impl Settler {
                 let warning = end.receipt.as_ref().is_some_and(|receipt| receipt.warning.is_some());
                 if warning {
                     self.metrics.warnings.inc();
-                    tracing::warn!(lead.id = %id, state, attempt, http.status = http_status, post_ms, "lead settled, but the API may not be working it; see leadpost leads show");
+                    tracing::warn!(lead.id = %id, state, attempt, http.status = http_status, post_ms, query_ms, "lead settled, but the API may not be working it; see leadpost leads show");
                 } else {
-                    tracing::info!(lead.id = %id, state, attempt, http.status = http_status, post_ms, code = end.code.as_deref(), "lead settled");
+                    tracing::info!(lead.id = %id, state, attempt, http.status = http_status, post_ms, query_ms, code = end.code.as_deref(), "lead settled");
                 }
             }
         }

@@ -39,8 +39,8 @@ impl Upkeep {
             let pause = PERIOD.mul_f64(0.9 + 0.2 * fastrand::f64());
             tokio::select! {
                 () = self.stop.cancelled() => return,
-                // Other workers are told of a hold at once.
-                () = self.flow.newly_held() => {}
+                // Other workers, and people who look, are told at once.
+                () = self.flow.news() => {}
                 () = tokio::time::sleep(pause) => {}
             }
         }
