@@ -171,8 +171,8 @@ async fn the_readme_names_every_preset_and_every_variable_that_it_needs() {
     for preset in listed.as_array().unwrap() {
         let name = preset["name"].as_str().unwrap();
         assert!(README.contains(&format!("\n| `{name}` |")), "{name} is not in the table of lead APIs");
-        for variable in preset["needs"].as_array().unwrap() {
-            let short = variable.as_str().unwrap().replace("LEADPOST__DESTINATION__", "…");
+        for need in preset["needs"].as_array().unwrap() {
+            let short = need["variable"].as_str().unwrap().replace("LEADPOST__DESTINATION__", "…");
             assert!(README.contains(&format!("`{short}`")), "{name}: {short}");
         }
     }
