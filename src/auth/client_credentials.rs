@@ -7,7 +7,7 @@ use crate::config::{Destination, Secret};
 
 /// What to do about refusals of this grant.
 const HINTS: Hints = Hints {
-    credentials: "check destination.auth.client_id and client_secret",
+    credentials: "check destination.auth.client_id, client_secret and client_auth",
     invalid_grant: "the client is not set up for client credentials; ask the API's operator",
     unauthorized_client: "this client may not use client credentials; ask the API's operator",
 };

@@ -5,8 +5,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, header};
 
-use super::{AuthError, Credential};
-use crate::config::{Destination, Redactor};
+use super::Credential;
+use crate::config::Destination;
 use crate::http::{ClientError, ClientSettings, Exchange, Outgoing, client, exchange};
 
 /// Tokens are about 1 KiB; nothing that is much larger is one.
@@ -41,27 +41,28 @@ impl Endpoint {
         Ok(Self { client, fixed })
     }
 
-    /// Sends one request.
+    /// Sends one request. What is answered to it and is no success comes without our secrets and these: an endpoint may repeat what
+    /// it was sent.
     pub(super) async fn send(
         &self,
         method: Method,
         url: &reqwest::Url,
         mut headers: HeaderMap,
         body: impl Into<Bytes>,
+        secrets: &[&str],
     ) -> Exchange {
         headers.entry(header::ACCEPT).or_insert(HeaderValue::from_static("application/json"));
         self.fixed.add_headers(&mut headers);
         let with_query = self.fixed.add_query(url);
         let outgoing = Outgoing { method, url: with_query.as_ref().unwrap_or(url), headers, body: body.into() };
-        exchange(&self.client, outgoing, MAX_ANSWER_BYTES, MAX_RETRY_AFTER).await
-    }
-
-    /// An error without our secrets and these: an endpoint may repeat what it was sent.
-    pub(super) fn clean<'a>(&self, error: AuthError, secrets: impl IntoIterator<Item = &'a str>) -> AuthError {
-        let redactor: Redactor = self.fixed.redactor().and(secrets);
-        error.map(|mut reason| {
-            reason.text = redactor.clean(&reason.text);
-            reason
-        })
+        match exchange(&self.client, outgoing, MAX_ANSWER_BYTES, MAX_RETRY_AFTER).await {
+            Exchange::Answered(mut answer) if !(200..300).contains(&answer.status) => {
+                let is_cut = answer.body.len() >= MAX_ANSWER_BYTES;
+                let redactor = self.fixed.redactor().and(secrets.iter().copied());
+                answer.body = redactor.clean_answer(answer.body, is_cut);
+                Exchange::Answered(answer)
+            }
+            other => other,
+        }
     }
 }

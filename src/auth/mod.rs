@@ -95,13 +95,6 @@ impl AuthError {
             AuthError::Refused(reason) | AuthError::Unavailable(reason, _) => reason,
         }
     }
-
-    fn map(self, change: impl Fn(Reason) -> Reason) -> Self {
-        match self {
-            AuthError::Refused(reason) => AuthError::Refused(change(reason)),
-            AuthError::Unavailable(reason, wait) => AuthError::Unavailable(change(reason), wait),
-        }
-    }
 }
 
 /// A way of logging in, set up.

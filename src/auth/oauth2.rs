@@ -78,9 +78,9 @@ impl OAuth2 {
         }
         parameters.extend(self.parameters.iter().map(|(name, value)| (name.as_str(), value.expose())));
         let (headers, body) = self.request(parameters, self.client_auth == ClientAuth::Json);
-        let exchange = self.endpoint.send(Method::POST, &self.token_url, headers, body).await;
-        let secrets = grant.iter().filter(|(name, _)| *name == "refresh_token").map(|(_, value)| *value);
-        read(&exchange, self.default_lifetime, hints).map_err(|error| self.endpoint.clean(error, secrets))
+        let refresh = grant.iter().find(|(name, _)| *name == "refresh_token").map(|(_, value)| *value);
+        let exchange = self.endpoint.send(Method::POST, &self.token_url, headers, body, refresh.as_slice()).await;
+        read(&exchange, self.default_lifetime, hints)
     }
 
     /// Revokes a token (RFC 7009), where the server can do that. A token that it does not know is as good as revoked.
@@ -91,14 +91,14 @@ impl OAuth2 {
         let Some(url) = &self.revoke_url else { return Ok(()) };
         // A form, always (section 2.1).
         let (headers, body) = self.request(vec![("token", token.expose()), ("token_type_hint", hint)], false);
-        let reason = match self.endpoint.send(Method::POST, url, headers, body).await {
+        let reason = match self.endpoint.send(Method::POST, url, headers, body, &[token.expose()]).await {
             Exchange::Answered(answer) if (200..300).contains(&answer.status) => return Ok(()),
             Exchange::Answered(answer) => {
                 Reason::new("revoke", format!("the revocation endpoint answered {}", answer.status))
             }
             Exchange::NotSent(reason) | Exchange::Unknown(reason) => reason,
         };
-        Err(self.endpoint.clean(AuthError::Unavailable(reason, None), [token.expose()]))
+        Err(AuthError::Unavailable(reason, None))
     }
 
     /// Headers and body with these parameters and the client's credentials (section 2.3.1).

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   password grant ──> access + refresh ──> refresh grant ──> access + refresh (the former are dead at once) ──> ...
-//!         ^                                      │ invalid_grant: used already, expired, revoked
+//!         ^                                      │ refused: used already, expired, revoked
 //!         └──────────────────────────────────────┘
 //! ```
 //!
@@ -15,7 +15,7 @@ use crate::config::{Destination, Secret};
 
 /// What to do about refusals of this grant.
 const HINTS: Hints = Hints {
-    credentials: "check destination.auth.client_id and client_secret",
+    credentials: "check destination.auth.client_id, client_secret and client_auth",
     invalid_grant: "check destination.auth.username and password",
     unauthorized_client: "this client may not use the password grant; ask the API's operator",
 };
@@ -43,8 +43,10 @@ impl Password {
     pub(super) async fn fetch(&self, refresh: Option<&Secret>) -> Result<Grant, AuthError> {
         if let Some(refresh) = refresh {
             match self.refresh(refresh).await {
-                Err(AuthError::Refused(reason)) if reason.code == "invalid_grant" => {
-                    tracing::info!("the refresh token is not accepted (any longer); logging in again");
+                // `invalid_grant` says that the refresh token is not good any more; not every server says it so. A client that is not
+                // known will not be known with the password either.
+                Err(AuthError::Refused(reason)) if reason.code != "invalid_client" => {
+                    tracing::info!(code = %reason.code, "the refresh token is not accepted (any longer); logging in again");
                 }
                 granted => return granted,
             }

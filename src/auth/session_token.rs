@@ -61,8 +61,8 @@ impl SessionToken {
         let mut headers = HeaderMap::new();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         let body = Value::from(members).to_string();
-        let exchange = self.endpoint.send(Method::POST, &self.token_url, headers, body).await;
-        read(&self.auth, &exchange).map_err(|error| self.endpoint.clean(error, []))
+        let exchange = self.endpoint.send(Method::POST, &self.token_url, headers, body, &[]).await;
+        read(&self.auth, &exchange)
     }
 
     /// The credential of a session.
@@ -91,12 +91,12 @@ impl SessionToken {
         let mut headers = HeaderMap::new();
         session.add_headers(&mut headers);
         let url = session.add_query(&url).unwrap_or(url);
-        let reason = match self.endpoint.send(Method::DELETE, &url, headers, String::new()).await {
+        let reason = match self.endpoint.send(Method::DELETE, &url, headers, String::new(), &[token.expose()]).await {
             Exchange::Answered(answer) if matches!(answer.status, 200..300 | 404 | 410) => return Ok(()),
             Exchange::Answered(answer) => Reason::new("logout", format!("the log-out answered {}", answer.status)),
             Exchange::NotSent(reason) | Exchange::Unknown(reason) => reason,
         };
-        Err(self.endpoint.clean(AuthError::Unavailable(reason, None), [token.expose()]))
+        Err(AuthError::Unavailable(reason, None))
     }
 }
 
@@ -114,8 +114,9 @@ fn read(auth: &Auth, exchange: &Exchange) -> Result<Grant, AuthError> {
     let json: Value = serde_json::from_slice(&answer.body).map_err(|_| nonsense("to the log-in is not JSON"))?;
     let token = json.pointer(&auth.token_pointer).and_then(Value::as_str).filter(|token| !token.is_empty());
     let token = token.ok_or_else(|| nonsense("to the log-in has no token at destination.auth.token_pointer"))?;
-    if !can_stand_in_a_header(token) {
-        return Err(nonsense("to the log-in holds a token with characters that cannot stand in a header"));
+    // A token of dots would be a step in the path of the log-out's URL.
+    if !can_stand_in_a_header(token) || [".", ".."].contains(&token) {
+        return Err(nonsense("to the log-in holds a token that cannot stand in a header or a URL"));
     }
     let unit_s = match auth.lifetime_unit {
         LifetimeUnit::Seconds => 1,

@@ -7,6 +7,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use memchr::memmem::Finder;
 use percent_encoding::utf8_percent_encode;
+use serde_json::Value;
 
 use super::Destination;
 use super::template::RESERVED;
@@ -65,6 +66,60 @@ impl Redactor {
         }
     }
 
+    /// The body of an answer without secrets. Of one that was cut off, the end may be the beginning of a secret.
+    pub fn clean_answer(&self, body: Vec<u8>, is_cut: bool) -> Vec<u8> {
+        let mut body = self.clean_bytes(body);
+        // Escapes can hide what is found once they are read.
+        if body.contains(&b'\\')
+            && let Ok(mut json) = serde_json::from_slice::<Value>(&body)
+            && self.clean_json(&mut json)
+        {
+            body = json.to_string().into_bytes();
+        }
+        if is_cut {
+            self.clean_end(&mut body);
+        }
+        body
+    }
+
+    /// Cleans every text in a JSON value, and says whether there was anything to clean.
+    fn clean_json(&self, json: &mut Value) -> bool {
+        match json {
+            Value::String(text) => {
+                let clean = self.clean(text);
+                let changed = clean != *text;
+                *text = clean;
+                changed
+            }
+            Value::Array(items) => items.iter_mut().fold(false, |changed, item| self.clean_json(item) | changed),
+            Value::Object(members) => {
+                let mut changed = false;
+                *members = std::mem::take(members)
+                    .into_iter()
+                    .map(|(name, mut member)| {
+                        let clean = self.clean(&name);
+                        changed |= self.clean_json(&mut member) | (clean != name);
+                        (clean, member)
+                    })
+                    .collect();
+                changed
+            }
+            Value::Null | Value::Bool(_) | Value::Number(_) => false,
+        }
+    }
+
+    /// Takes out the beginning of a secret at the end.
+    fn clean_end(&self, body: &mut Vec<u8>) {
+        let begun = |secret: &Finder<'static>| {
+            let lengths = (MIN_BYTES..secret.needle().len()).rev();
+            lengths.into_iter().find(|length| secret.needle().get(..*length).is_some_and(|begun| body.ends_with(begun)))
+        };
+        if let Some(length) = self.0.iter().filter_map(begun).max() {
+            body.truncate(body.len() - length);
+            body.extend_from_slice(REDACTED.as_bytes());
+        }
+    }
+
     /// The text without secrets.
     pub fn clean(&self, text: &str) -> String {
         let clean = self.clean_bytes(text.as_bytes().to_vec());
@@ -72,7 +127,7 @@ impl Redactor {
     }
 
     /// The bytes without secrets.
-    pub fn clean_bytes(&self, bytes: Vec<u8>) -> Vec<u8> {
+    fn clean_bytes(&self, bytes: Vec<u8>) -> Vec<u8> {
         self.0.iter().fold(bytes, |bytes, secret| {
             let mut from = 0;
             let mut clean = Vec::new();
@@ -90,14 +145,15 @@ impl Redactor {
     }
 }
 
-/// How a secret is written: as it is, in a form, in a URL (with capital and with small letters), and in JSON, by those who escape
-/// slashes and by those who do not.
-fn spellings(secret: &str) -> [String; 7] {
+/// How a secret is written: as it is, in a form, in a URL (with capital and with small letters), in JSON (by those who escape
+/// slashes and by those who do not), and in HTML.
+fn spellings(secret: &str) -> [String; 8] {
     let (in_form, in_url) = (form(secret), utf8_percent_encode(secret, RESERVED).to_string());
-    let in_json = serde_json::Value::from(secret).to_string();
+    let in_json = Value::from(secret).to_string();
     let in_json = in_json.get(1..in_json.len() - 1).unwrap_or_default().to_owned();
     let slashes_escaped = in_json.replace('/', "\\/");
-    [secret.to_owned(), small_hex(&in_form), in_form, small_hex(&in_url), in_url, in_json, slashes_escaped]
+    let in_html = secret.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;");
+    [secret.to_owned(), small_hex(&in_form), in_form, small_hex(&in_url), in_url, in_json, slashes_escaped, in_html]
 }
 
 /// `%2F` as `%2f`.
@@ -122,6 +178,39 @@ mod tests {
     use super::*;
     use crate::config::Secret;
 
+    fn of_token(token: &str) -> Redactor {
+        Redactor::default().and([token])
+    }
+
+    #[test]
+    fn a_secret_that_is_hidden_by_escapes_is_found_once_they_are_read() {
+        let redactor = of_token("zyxq+\u{e9}\"&<key");
+        for body in [
+            r#"{"message":"you sent zyxq+\u00e9\"&<key","n":[1,{"zyxq+\u00e9\u0022\u0026\u003ckey":true}]}"#,
+            r#"["zyxq\u002B\u00E9\u0022\u0026\u003Ckey"]"#,
+            "<html>zyxq+\u{e9}&quot;&amp;&lt;key</html>",
+        ] {
+            let clean = String::from_utf8(redactor.clean_answer(body.into(), false)).expect("UTF-8");
+            assert!(clean.contains("***") && !clean.contains("zyxq") && !clean.contains("key<"), "{clean}");
+        }
+        let untouched = r#"{"n":1.10,"text":"a\u00e9"}"#;
+        assert_eq!(
+            redactor.clean_answer(untouched.into(), false),
+            untouched.as_bytes(),
+            "what holds no secret stays as it is"
+        );
+    }
+
+    #[test]
+    fn the_beginning_of_a_secret_at_the_end_of_what_was_cut_off_is_taken_out() {
+        let redactor = of_token("zyxqsecret");
+        let clean = |body: &str, is_cut| String::from_utf8(redactor.clean_answer(body.into(), is_cut)).expect("UTF-8");
+        assert_eq!(clean("you sent zyxqsec", true), "you sent ***");
+        assert_eq!(clean("you sent zyxq", true), "you sent ***");
+        assert_eq!(clean("you sent zyx", true), "you sent zyx", "too short to be looked for");
+        assert_eq!(clean("you sent zyxqsec", false), "you sent zyxqsec", "nothing was cut off");
+    }
+
     #[test]
     fn secrets_are_found_in_every_form_in_which_they_go_over_the_wire() {
         let mut destination = Destination::default();
@@ -143,7 +232,7 @@ mod tests {
         for echo in echoes {
             let said = format!("you sent {echo} and {echo}!");
             let clean = redactor.clean(&said);
-            assert_eq!(redactor.clean_bytes(said.into_bytes()), clean.as_bytes());
+            assert_eq!(redactor.clean_answer(said.into_bytes(), false), clean.as_bytes());
             assert!(clean.matches("***").count() == 2 && clean.ends_with('!'), "{clean}");
             assert!(!clean.contains("hunter") && !clean.contains("token-1"), "{clean}");
         }

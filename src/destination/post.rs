@@ -114,7 +114,8 @@ impl LeadApi {
         let outgoing = Outgoing { method, url: with_query.as_ref().unwrap_or(url), headers, body };
         match exchange(&self.client, outgoing, self.max_answer_bytes, self.max_retry_after).await {
             Exchange::Answered(mut answer) => {
-                answer.body = credential.redactor().clean_bytes(answer.body);
+                let is_cut = answer.body.len() >= self.max_answer_bytes;
+                answer.body = credential.redactor().clean_answer(answer.body, is_cut);
                 Exchange::Answered(answer)
             }
             other @ (Exchange::NotSent(_) | Exchange::Unknown(_)) => other,

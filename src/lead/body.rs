@@ -56,15 +56,20 @@ impl BodyRules {
         })
     }
 
-    /// Body and key for this JSON object.
+    /// Whether an expression reads the lead.
+    pub(super) fn reads_the_lead(&self) -> bool {
+        self.body.is_some() || self.key.is_some()
+    }
+
+    /// Body and key for this JSON object; `given` is the same without its blank fields, for expressions.
     ///
     /// # Errors
     /// Why there is none.
-    pub(super) fn make(&self, id: LeadId, json: &[u8]) -> Result<Made, Violation> {
+    pub(super) fn make(&self, id: LeadId, json: &[u8], given: &[u8]) -> Result<Made, Violation> {
         let body = match &self.body {
             None => None,
             Some(program) => {
-                let body = self.run("destination.request.jq", program, id, json)?;
+                let body = self.run("destination.request.jq", program, id, given)?;
                 Some(body.write().map_err(|failure| not_convertible("destination.request.jq", &failure.to_string()))?)
             }
         };
@@ -75,9 +80,11 @@ impl BodyRules {
         let key = match &self.key {
             None => None,
             Some(program) => {
-                let key =
-                    self.run("destination.reconcile.key", program, id, json)?.as_text().filter(|key| !key.is_empty());
-                Some(key.ok_or_else(|| not_convertible("destination.reconcile.key", "it gives no text and no number"))?)
+                let key = self.run("destination.reconcile.key", program, id, given)?.as_text();
+                // Dots would be a step in the URL's path, and ask for something else.
+                let key = key.filter(|key| !["", ".", ".."].contains(&key.as_str()));
+                let problem = "it gives no text and no number that can stand in a URL";
+                Some(key.ok_or_else(|| not_convertible("destination.reconcile.key", problem))?)
             }
         };
         Ok(Made { body, key })
@@ -148,7 +155,7 @@ mod tests {
         destination.request.body = format;
         destination.variables.insert("location_id".to_owned(), "loc-1".to_owned());
         let rules = BodyRules::of(&destination).expect("it compiles");
-        let made = rules.make(LeadId(Uuid::nil()), json.as_bytes())?;
+        let made = rules.make(LeadId(Uuid::nil()), json.as_bytes(), json.as_bytes())?;
         assert_eq!(made.key, None, "nothing to ask");
         Ok(made.body.map(|body| String::from_utf8(body).expect("UTF-8")))
     }
@@ -191,11 +198,11 @@ mod tests {
         destination.reconcile.url = "https://h/contacts?key={key}".to_owned();
         destination.reconcile.key = ".crm // $lead_id".to_owned();
         let rules = BodyRules::of(&destination).expect("it compiles");
-        let key = |json: &str| rules.make(LeadId(Uuid::nil()), json.as_bytes()).map(|made| made.key);
+        let key = |json: &str| rules.make(LeadId(Uuid::nil()), json.as_bytes(), json.as_bytes()).map(|made| made.key);
         assert_eq!(key(r#"{"crm":"a/b"}"#), Ok(Some("a/b".to_owned())));
         assert_eq!(key(r#"{"crm":17}"#), Ok(Some("17".to_owned())));
         assert_eq!(key("{}"), Ok(Some(Uuid::nil().to_string())));
-        for json in [r#"{"crm":["Zanzibar"]}"#, r#"{"crm":""}"#] {
+        for json in [r#"{"crm":["Zanzibar"]}"#, r#"{"crm":""}"#, r#"{"crm":".."}"#, r#"{"crm":"."}"#] {
             let violation = key(json).expect_err("no key");
             assert!(violation.code == Code::Conversion && !violation.message.contains("Zanzibar"), "{violation:?}");
         }

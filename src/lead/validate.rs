@@ -100,6 +100,7 @@ impl LeadRules {
             })
             .collect();
         let mut rebuilt: Vec<(&str, Cow<'_, str>)> = Vec::with_capacity(fields.len() + 1);
+        let mut blank = Vec::new();
         let mut changed = false;
         let mut missing: Vec<&[String]> = self.mandatory.iter().map(Vec::as_slice).collect();
 
@@ -132,7 +133,10 @@ impl LeadRules {
                         changed = true;
                         rebuilt.push((key, Cow::Borrowed(id)));
                     }
-                    _ => rebuilt.push((key, Cow::Borrowed(value.get()))),
+                    _ => {
+                        blank.push(rebuilt.len());
+                        rebuilt.push((key, Cow::Borrowed(value.get())));
+                    }
                 },
                 Found::Wrong(code, message) => {
                     missing.retain(|names| !names.iter().any(|name| name == key));
@@ -162,7 +166,13 @@ impl LeadRules {
             Body::AsReceived => body,
             Body::Rebuilt(json) => json,
         };
-        let made = self.body.make(id, json).map_err(|violation| vec![violation])?;
+        // To an expression a blank field is absent, as it is to us: `.lead_id // $lead_id` gives each lead an id of its own.
+        let given = (self.body.reads_the_lead() && !blank.is_empty()).then(|| {
+            let given =
+                rebuilt.iter().enumerate().filter(|(at, _)| !blank.contains(at)).map(|(_, entry)| entry.clone());
+            json_object(&given.collect::<Vec<_>>())
+        });
+        let made = self.body.make(id, json, given.as_deref().unwrap_or(json)).map_err(|violation| vec![violation])?;
         Ok(Lead { body: made.body.map_or(checked, Body::Rebuilt), key: made.key })
     }
 
@@ -419,6 +429,28 @@ mod tests {
         let violations = rules.check(ID, br#"{"name":"Ann","phone":" "}"#).expect_err("invalid");
         assert_eq!((violations[0].field.as_str(), violations[0].code), ("phone_number", Code::Missing));
         assert!(violations[0].message.starts_with("phone_number or phone is mandatory"), "{}", violations[0].message);
+    }
+
+    #[test]
+    fn to_an_expression_a_blank_field_of_the_contract_is_absent_and_without_one_it_goes_out_as_it_came() {
+        let mut destination = Destination::default();
+        let body = r#"{"name":"Ann","phone":" ","context":null,"email":"a@b.co","assistantId":1,"other":"","n":1.10}"#;
+        assert_eq!(sent(&rules(), body), body);
+        destination.request.jq = r#". + {phone: (.phone // "none"), context: (.context // $lead_id)}"#.to_owned();
+        let by_jq = LeadRules { body: BodyRules::of(&destination).expect("it compiles"), ..rules() };
+        assert_eq!(
+            sent(&by_jq, body),
+            format!(
+                r#"{{"name":"Ann","email":"a@b.co","assistantId":1,"other":"","n":1.10,"phone":"none","context":"{}"}}"#,
+                ID.0
+            )
+        );
+        destination.request.jq = String::new();
+        destination.reconcile.url = "https://h/{key}".to_owned();
+        destination.reconcile.key = ".phone // $lead_id".to_owned();
+        let by_key = LeadRules { body: BodyRules::of(&destination).expect("it compiles"), ..rules() };
+        let lead = by_key.check(ID, body.as_bytes()).expect("valid");
+        assert_eq!((lead.key(), lead.is_changed()), (Some(ID.0.to_string().as_str()), false));
     }
 
     #[test]
