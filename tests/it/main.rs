@@ -16,6 +16,7 @@ mod presets;
 mod privacy;
 mod refresh;
 mod requeue;
+mod sessions;
 mod support;
 mod tokens;
 mod way;

@@ -74,6 +74,8 @@ async fn posts_under_a_token_that_a_refresh_has_just_killed_are_made_again_uncha
     let mut ids = vec![world.one_more("first").await];
     // At three quarters of its life, whoever uses the token has it renewed.
     tokio::time::sleep(Duration::from_millis(3_050)).await;
+    // The first refusal is not known before all are under way.
+    world.sandbox.tune(|tuning| tuning.latency = Duration::from_millis(400));
     ids.push(world.publish_any("early").await);
     world.sandbox.journal().wait_for(|pages| pages.counts().tokens_issued == 2, DEADLINE).await.unwrap();
     ids.extend(world.publish_any_many("late", 30).await);
