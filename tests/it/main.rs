@@ -18,5 +18,6 @@ mod refresh;
 mod requeue;
 mod sessions;
 mod support;
+mod token_answers;
 mod tokens;
 mod way;
