@@ -14,6 +14,7 @@ mod logins;
 mod outcomes;
 mod presets;
 mod privacy;
+mod reconcile;
 mod refresh;
 mod requeue;
 mod sessions;
