@@ -7,6 +7,8 @@
 
 mod architecture;
 mod binary;
+mod bodies;
+mod echoes;
 mod flow;
 mod identity;
 mod lease;
