@@ -67,11 +67,12 @@ impl Password {
     /// Revokes what was granted. The refresh token first: "the authorization server SHOULD also invalidate all access tokens
     /// based on the same authorization grant" (RFC 7009, section 2.1).
     pub(super) async fn end(&self, token: Option<&Secret>, refresh: Option<&Secret>) -> Result<(), AuthError> {
+        let mut ended = Ok(());
         for (secret, hint) in [(refresh, "refresh_token"), (token, "access_token")] {
             if let Some(secret) = secret {
-                self.oauth2.revoke(secret, hint).await?;
+                ended = self.oauth2.revoke(secret, hint).await.and(ended);
             }
         }
-        Ok(())
+        ended
     }
 }

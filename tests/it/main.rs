@@ -7,14 +7,21 @@
 
 mod architecture;
 mod binary;
+mod bodies;
+mod echoes;
 mod flow;
 mod identity;
 mod lease;
+mod logins;
 mod outcomes;
 mod presets;
 mod privacy;
 mod readme;
+mod reconcile;
+mod refresh;
 mod requeue;
+mod sessions;
 mod support;
+mod token_answers;
 mod tokens;
 mod way;

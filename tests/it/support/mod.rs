@@ -1,5 +1,6 @@
 //! A world for each test: services, settings, and ways to look at both sides of every effect.
 
+pub mod api;
 mod broker;
 mod database;
 mod process;
