@@ -195,8 +195,10 @@ async fn a_log_out_that_fails_or_hangs_is_told_without_a_token_and_keeps_nobody_
                 "{preset}: it did not wait for an answer: {took:?}"
             );
             assert!(said.contains(says) && said.contains("ends by itself"), "{preset} {name}: {said}");
-            let [logout] = &world.requests(Endpoint::Logout)[..] else { panic!("{preset} {name}: not one log-out") };
-            if preset == "squadrun" {
+            // That one token could not be revoked does not keep the other from being revoked.
+            let logouts = world.requests(Endpoint::Logout);
+            assert_eq!(logouts.len(), if preset == "squadrun" && name != "hang" { 2 } else { 1 }, "{preset} {name}");
+            for logout in logouts.iter().filter(|_| preset == "squadrun") {
                 let token = form(logout.body.as_deref().unwrap())["token"].clone();
                 assert!(!said.contains(&token), "{name}: a token is in the log");
             }
