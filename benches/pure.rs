@@ -4,7 +4,7 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use leadpost::config::{Retry, Settings, Source};
+use leadpost::config::{Redactor, Retry, Settings, Source};
 use leadpost::destination::Answers;
 use leadpost::http::{Answer, Exchange};
 use leadpost::lead::{LeadRules, identify};
@@ -42,14 +42,14 @@ fn lead(criterion: &mut Criterion) {
 
 fn answer(criterion: &mut Criterion) {
     let answers = |preset| Answers::of(&settings(preset).destination).expect("the presets compile");
-    let (plain, by_jq) = (answers("7targets"), answers("kaisa"));
+    let (plain, by_jq, nothing) = (answers("7targets"), answers("kaisa"), Redactor::default());
     let exchange =
         |status, body: &str| Exchange::Answered(Answer { status, body: body.as_bytes().to_vec(), ..Answer::default() });
     let delivered = exchange(201, ANSWER);
     let rejected = exchange(422, r#"{"message":"email is not valid"}"#);
-    criterion.bench_function("classify 201", |b| b.iter(|| plain.classify(black_box(&delivered))));
-    criterion.bench_function("classify 201, by jq", |b| b.iter(|| by_jq.classify(black_box(&delivered))));
-    criterion.bench_function("classify 422", |b| b.iter(|| plain.classify(black_box(&rejected))));
+    criterion.bench_function("classify 201", |b| b.iter(|| plain.classify(black_box(&delivered), &nothing)));
+    criterion.bench_function("classify 201, by jq", |b| b.iter(|| by_jq.classify(black_box(&delivered), &nothing)));
+    criterion.bench_function("classify 422", |b| b.iter(|| plain.classify(black_box(&rejected), &nothing)));
 }
 
 fn schedule(criterion: &mut Criterion) {

@@ -37,6 +37,8 @@ pub struct Answer {
     pub is_html: bool,
     /// The body, up to the cap.
     pub body: Vec<u8>,
+    /// Whether there may have been more of it.
+    pub is_cut: bool,
 }
 
 /// How a client behaves.
@@ -126,7 +128,8 @@ pub async fn exchange(
             break;
         }
     }
-    Exchange::Answered(Answer { status, retry_after: wait, is_html, body })
+    let is_cut = body.len() >= max_answer_bytes;
+    Exchange::Answered(Answer { status, retry_after: wait, is_html, body, is_cut })
 }
 
 /// Tells "provably not sent" from "perhaps read".

@@ -28,6 +28,9 @@ const IMPURE_DEFS: [&str; 4] = ["debug", "stderr", "halt", "halt_error"];
 /// Deeper nesting is refused: every level costs stack. As deep as `serde_json` goes.
 const MAX_DEPTH: usize = 128;
 
+/// Longer numbers are refused: to read one takes the square of its length.
+const MAX_DIGITS: usize = 1000;
+
 type Filter = jaq_core::Filter<JustLut<Val>>;
 
 /// An expression, ready to run, as often as one likes and from several threads.
@@ -77,9 +80,10 @@ impl Json {
     /// Reads JSON.
     ///
     /// # Errors
-    /// When it is none (RFC 8259), is nested deeper than 128 levels, or has an escape that stands for no character.
+    /// When it is none (RFC 8259), is nested deeper than 128 levels, has a number of more than 1,000 digits, or an escape that stands
+    /// for no character.
     pub fn read(json: &[u8]) -> Result<Self, NotJson> {
-        if depth(json) > MAX_DEPTH || serde_json::from_slice::<IgnoredAny>(json).is_err() {
+        if !is_tame(json) || serde_json::from_slice::<IgnoredAny>(json).is_err() {
             return Err(NotJson);
         }
         read::parse_single(json).map(Self).map_err(|_| NotJson)
@@ -192,24 +196,25 @@ fn unread(source: &str, errors: &[(File<&str, ()>, load::Error<&str>)]) -> Strin
     format!("it cannot be read from line {line}, column {column} on")
 }
 
-/// How deep arrays and objects are nested, brackets in strings left out.
-fn depth(json: &[u8]) -> usize {
-    let (mut depth, mut deepest) = (0_usize, 0);
+/// Whether reading it costs no more than its size suggests: neither deep arrays and objects nor long numbers, outside of strings.
+fn is_tame(json: &[u8]) -> bool {
+    let (mut depth, mut digits) = (0_usize, 0_usize);
     let (mut in_string, mut escaped) = (false, false);
     for byte in json {
+        digits = if byte.is_ascii_digit() && !in_string { digits + 1 } else { 0 };
         match byte {
             _ if escaped => escaped = false,
             b'\\' if in_string => escaped = true,
             b'"' => in_string = !in_string,
-            b'[' | b'{' if !in_string => {
-                depth += 1;
-                deepest = deepest.max(depth);
-            }
+            b'[' | b'{' if !in_string => depth += 1,
             b']' | b'}' if !in_string => depth = depth.saturating_sub(1),
             _ => {}
         }
+        if depth > MAX_DEPTH || digits > MAX_DIGITS {
+            return false;
+        }
     }
-    deepest
+    true
 }
 
 #[cfg(test)]
@@ -278,6 +283,9 @@ mod tests {
         assert!(Json::read(nested(128).as_bytes()).is_ok());
         assert!(Json::read(nested(129).as_bytes()).is_err());
         assert!(Json::read(nested(1_000_000).as_bytes()).is_err());
+        assert!(Json::read("7".repeat(1000).as_bytes()).is_ok());
+        assert!(Json::read("7".repeat(1001).as_bytes()).is_err());
+        assert!(Json::read(format!("\"{}\"", "7".repeat(5000)).as_bytes()).is_ok());
         assert!(
             Json::read(format!("[\"{}\"]", "[".repeat(1000)).as_bytes()).is_ok(),
             "brackets in strings do not nest"

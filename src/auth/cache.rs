@@ -22,15 +22,22 @@ use tokio::time::Instant;
 
 use super::{AuthError, Grant, Login, Token};
 use crate::config::Secret;
+use crate::reason::Reason;
 
 /// After a renewal in the background has failed, the next one waits this long, or a tenth of the lifetime if that is less.
 const RENEWAL_PAUSE: Duration = Duration::from_secs(10);
+
+/// A token is taken to live at least so long.
+const MIN_LIFETIME: Duration = Duration::from_secs(1);
 
 /// The share of its lifetime after which a token is renewed; AWS recommends it for Cognito.
 const RENEW_AFTER: f64 = 0.75;
 
 /// The share of its lifetime after which a token is not used any more: a request takes time to arrive.
 const EXPIRES_AFTER: f64 = 0.95;
+
+/// After so many failures in a row the refresh token is given up, and the next fetch logs in anew.
+const MAX_REFRESH_FAILURES: u32 = 3;
 
 /// The cache; clones share it.
 #[derive(Debug, Clone)]
@@ -58,6 +65,10 @@ struct State {
     /// No renewal in the background before then.
     renewal_pause: Option<Instant>,
     renewing: bool,
+    /// How many fetches with the refresh token came to nothing, one after the other.
+    refresh_failures: u32,
+    /// Nothing is fetched any more.
+    logged_out: bool,
 }
 
 /// The token in hand.
@@ -94,6 +105,8 @@ pub struct TokenStatus {
 
 impl Times {
     fn of(lifetime: Duration, since: Instant, is_sliding: bool) -> Self {
+        // Whatever a server says, a log-in serves more than one lead.
+        let lifetime = lifetime.max(MIN_LIFETIME);
         let after = |share: f64| Duration::try_from_secs_f64(lifetime.as_secs_f64() * share).ok();
         let at = |share: f64| after(share).and_then(|after| since.checked_add(after));
         Self { expires_at: at(EXPIRES_AFTER), renew_at: if is_sliding { None } else { at(RENEW_AFTER) } }
@@ -122,7 +135,7 @@ impl Tokens {
     pub async fn get(&self) -> Result<Token, AuthError> {
         let asked_at = Instant::now();
         if let Some((token, times)) = self.valid(asked_at) {
-            self.renew_if_due(times, asked_at);
+            self.renew_if_due(&token, times, asked_at);
             return Ok(token);
         }
         let _flight = self.inner.flight.lock().await;
@@ -145,6 +158,11 @@ impl Tokens {
     /// Whether the credentials do not change: what the API refuses once it refuses always.
     pub fn is_fixed(&self) -> bool {
         self.inner.login.is_fixed()
+    }
+
+    /// What to check when the API refuses credentials that do not change; empty for those that do.
+    pub fn hint(&self) -> &'static str {
+        self.inner.login.hint()
     }
 
     /// Whether a token is the one in hand: no other one has replaced it.
@@ -178,6 +196,7 @@ impl Tokens {
         let _flight = self.inner.flight.lock().await;
         let (current, refresh) = {
             let mut state = self.lock();
+            state.logged_out = true;
             (state.current.take(), state.refresh.take())
         };
         let granted = current.map(|current| current.granted);
@@ -218,14 +237,27 @@ impl Tokens {
     /// Fetches a token; the caller holds the flight.
     async fn fetch(&self) -> Result<Token, AuthError> {
         let left_at = Instant::now();
-        let refresh = self.lock().refresh.clone();
+        let refresh = {
+            let state = self.lock();
+            if state.logged_out {
+                return Err(AuthError::Unavailable(Reason::new("logged_out", "the worker has logged out"), None));
+            }
+            state.refresh.clone()
+        };
         match self.inner.login.fetch(refresh.as_ref()).await {
             Ok(grant) => {
                 tracing::info!(token.lifetime_s = grant.lifetime.as_secs(), "got an access token");
                 Ok(self.keep(grant, left_at))
             }
             Err(error) => {
-                self.lock().failure = Some((Instant::now(), error.clone()));
+                let mut state = self.lock();
+                state.failure = Some((Instant::now(), error.clone()));
+                state.refresh_failures += u32::from(refresh.is_some());
+                // Perhaps it is the refresh token that the server cannot deal with.
+                if state.refresh_failures >= MAX_REFRESH_FAILURES {
+                    state.refresh = None;
+                    state.refresh_failures = 0;
+                }
                 Err(error)
             }
         }
@@ -239,12 +271,13 @@ impl Tokens {
         state.serial += u64::from(!self.is_fixed());
         let token = Token { credential, serial: state.serial };
         state.refresh = grant.refresh;
+        state.refresh_failures = 0;
         state.failure = None;
         state.current = Some(Current { token: token.clone(), granted: grant.token, lifetime: grant.lifetime, times });
         token
     }
 
-    fn renew_if_due(&self, times: Times, now: Instant) {
+    fn renew_if_due(&self, token: &Token, times: Times, now: Instant) {
         if !Times::is_over(times.renew_at, now) {
             return;
         }
@@ -254,12 +287,13 @@ impl Tokens {
         }
         state.renewing = true;
         drop(state);
-        let tokens = self.clone();
+        let (tokens, due) = (self.clone(), token.clone());
         let rest = times.expires_at.zip(times.renew_at).map(|(end, renewal)| end.saturating_duration_since(renewal));
         let pause = rest.map_or(RENEWAL_PAUSE, |rest| RENEWAL_PAUSE.min(rest / 2));
         tokio::spawn(async move {
             let _flight = tokens.inner.flight.lock().await;
-            let result = tokens.fetch().await;
+            // Refused and replaced while we waited, it needs no renewal.
+            let result = if tokens.is_current(&due) { tokens.fetch().await.map(drop) } else { Ok(()) };
             let mut state = tokens.lock();
             state.renewing = false;
             if let Err(error) = result {

@@ -57,9 +57,8 @@ impl Endpoint {
         let outgoing = Outgoing { method, url: with_query.as_ref().unwrap_or(url), headers, body: body.into() };
         match exchange(&self.client, outgoing, MAX_ANSWER_BYTES, MAX_RETRY_AFTER).await {
             Exchange::Answered(mut answer) if !(200..300).contains(&answer.status) => {
-                let is_cut = answer.body.len() >= MAX_ANSWER_BYTES;
                 let redactor = self.fixed.redactor().and(secrets.iter().copied());
-                answer.body = redactor.clean_answer(answer.body, is_cut);
+                answer.body = redactor.clean_answer(answer.body, answer.is_cut);
                 Exchange::Answered(answer)
             }
             other => other,

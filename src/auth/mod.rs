@@ -110,8 +110,8 @@ enum Way {
     ClientCredentials(ClientCredentials),
     Password(Password),
     Session(Box<SessionToken>),
-    /// There is nothing to fetch.
-    Fixed,
+    /// There is nothing to fetch; what to check when it is refused.
+    Fixed(&'static str),
 }
 
 impl Login {
@@ -133,15 +133,29 @@ impl Login {
             AuthKind::SessionToken => {
                 Self { way: Way::Session(Box::new(SessionToken::of(destination, endpoint()?))), fixed }
             }
-            AuthKind::ApiKey => Self { way: Way::Fixed, fixed: api_key::credential(destination, fixed) },
-            AuthKind::Bearer => Self { way: Way::Fixed, fixed: bearer::credential(destination, fixed) },
-            AuthKind::None => Self { way: Way::Fixed, fixed },
+            AuthKind::ApiKey => {
+                let hint = "check destination.auth.api_key_id, api_key and headers";
+                Self { way: Way::Fixed(hint), fixed: api_key::credential(destination, fixed) }
+            }
+            AuthKind::Bearer => {
+                let hint = "check destination.auth.bearer_token";
+                Self { way: Way::Fixed(hint), fixed: bearer::credential(destination, fixed) }
+            }
+            AuthKind::None => Self { way: Way::Fixed("the API wants a log-in: check destination.auth.kind"), fixed },
         })
     }
 
     /// Whether there is nothing to fetch: what is refused once is refused always.
     fn is_fixed(&self) -> bool {
-        matches!(self.way, Way::Fixed)
+        matches!(self.way, Way::Fixed(_))
+    }
+
+    /// What to check when the API refuses what does not change.
+    fn hint(&self) -> &'static str {
+        match self.way {
+            Way::Fixed(hint) => hint,
+            Way::ClientCredentials(_) | Way::Password(_) | Way::Session(_) => "",
+        }
     }
 
     /// Whether each success begins a token's lifetime anew.
@@ -158,7 +172,7 @@ impl Login {
             Way::ClientCredentials(way) => way.fetch().await,
             Way::Password(way) => way.fetch(refresh).await,
             Way::Session(way) => way.fetch().await,
-            Way::Fixed => Ok(Grant::nothing()),
+            Way::Fixed(_) => Ok(Grant::nothing()),
         }
     }
 
@@ -170,7 +184,7 @@ impl Login {
                 self.fixed.clone().with_bearer(&grant.token).knowing(secrets())
             }
             Way::Session(way) => way.carry(self.fixed.clone(), &grant.token).knowing(secrets()),
-            Way::Fixed => self.fixed.clone(),
+            Way::Fixed(_) => self.fixed.clone(),
         }
     }
 
@@ -183,7 +197,7 @@ impl Login {
             (Way::Password(way), token) => way.end(token, refresh).await,
             (Way::ClientCredentials(way), Some(token)) => way.end(token).await,
             (Way::Session(way), Some(token)) => way.end(token).await,
-            (Way::ClientCredentials(_) | Way::Session(_), None) | (Way::Fixed, _) => Ok(()),
+            (Way::ClientCredentials(_) | Way::Session(_), None) | (Way::Fixed(_), _) => Ok(()),
         }
     }
 }

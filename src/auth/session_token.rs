@@ -20,7 +20,7 @@ use crate::http::Exchange;
 use crate::reason::Reason;
 
 /// What to check when a log-in is refused.
-const CREDENTIALS: &str = "check destination.auth.username, password and parameters";
+const CREDENTIALS: &str = "check destination.auth.username, password, parameters and headers";
 
 /// Sessions of an account.
 #[derive(Debug)]

@@ -144,23 +144,15 @@ pub struct Reconcile {
     pub url: String,
     /// The jq expression that gives the key of a lead.
     pub key: String,
-    /// The jq test on the answer that says that the lead is there.
+    /// The jq expression on the answer that gives the lead's id at the API, or `true`, if it is there.
     pub found: String,
     /// Statuses that say that it is not.
     pub absent: StatusSet,
-    /// Where the answer has the lead's id: a JSON Pointer (RFC 6901); empty: nowhere.
-    pub remote_id: String,
 }
 
 impl Default for Reconcile {
     fn default() -> Self {
-        Self {
-            url: String::new(),
-            key: "$lead_id".to_owned(),
-            found: String::new(),
-            absent: StatusSet::default(),
-            remote_id: String::new(),
-        }
+        Self { url: String::new(), key: "$lead_id".to_owned(), found: String::new(), absent: StatusSet::default() }
     }
 }
 

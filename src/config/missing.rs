@@ -1,6 +1,7 @@
 //! What only the user of a preset knows: credentials, and values for placeholders and expressions.
 
 use super::keys::variable;
+use super::template::placeholders;
 use super::{AuthKind, Destination, Secret, Values};
 
 /// The variables of expressions about leads.
@@ -8,6 +9,12 @@ pub const LEAD_VARIABLES: [&str; 2] = ["$lead_id", "$variables"];
 
 /// The variables of tests on answers.
 pub const ANSWER_VARIABLES: [&str; 2] = ["$status", "$variables"];
+
+/// The variables of `destination.reconcile.found`.
+pub const FOUND_VARIABLES: [&str; 3] = ["$status", "$key", "$variables"];
+
+/// An expression: its key, its text, and the variables that it may use.
+type Expression<'a> = (&'static str, &'a str, &'static [&'static str]);
 
 /// A setting that has to be given and is not.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,7 +91,7 @@ pub fn missing(destination: &Destination) -> Vec<Missing> {
             }
         }
     }
-    for (key, source) in expressions(destination) {
+    for (key, source, _) in expressions(destination) {
         for name in needed_variables(source) {
             let wanted = Missing {
                 key: format!("destination.variables.{name}"),
@@ -100,15 +107,16 @@ pub fn missing(destination: &Destination) -> Vec<Missing> {
     missing
 }
 
-/// The jq expressions that are used, with their keys.
-pub(super) fn expressions(destination: &Destination) -> [(&'static str, &str); 5] {
+/// The jq expressions of a destination.
+pub(super) fn expressions(destination: &Destination) -> [Expression<'_>; 6] {
     let Destination { request, response, reconcile, .. } = destination;
     [
-        ("destination.request.jq", &request.jq),
-        ("destination.response.success_test", &response.success_test),
-        ("destination.response.duplicate_test", &response.duplicate_test),
-        ("destination.reconcile.key", &reconcile.key),
-        ("destination.reconcile.found", &reconcile.found),
+        ("destination.request.jq", &request.jq, &LEAD_VARIABLES),
+        ("destination.response.success_test", &response.success_test, &ANSWER_VARIABLES),
+        ("destination.response.duplicate_test", &response.duplicate_test, &ANSWER_VARIABLES),
+        ("destination.response.systemic_test", &response.systemic_test, &ANSWER_VARIABLES),
+        ("destination.reconcile.key", &reconcile.key, &LEAD_VARIABLES),
+        ("destination.reconcile.found", &reconcile.found, &FOUND_VARIABLES),
     ]
 }
 
@@ -162,8 +170,4 @@ fn templates(destination: &Destination) -> Vec<(String, &str, Option<&'static st
         templates.extend(table.iter().map(|(name, template)| (format!("{key}.{name}"), template.as_str(), None)));
     }
     templates
-}
-
-fn placeholders(template: &str) -> impl Iterator<Item = &str> {
-    template.split('{').skip(1).filter_map(|rest| rest.split_once('}').map(|(name, _)| name))
 }

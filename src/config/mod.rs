@@ -35,7 +35,7 @@ pub use auth::{Auth, AuthKind, ClientAuth, LifetimeUnit, TokenIn};
 pub use check::{check, need_amqp_url, need_postgres_url};
 pub use destination::{BodyFormat, Destination, Method, OnUncertain, Reconcile, Request};
 pub use keys::known_keys;
-pub use missing::{ANSWER_VARIABLES, LEAD_VARIABLES, Missing, missing, url_values, values};
+pub use missing::{ANSWER_VARIABLES, FOUND_VARIABLES, LEAD_VARIABLES, Missing, missing, url_values, values};
 pub use redact::Redactor;
 pub use response::ResponseRules;
 pub use secret::Secret;
@@ -329,9 +329,14 @@ pub fn shown(settings: &Settings) -> serde_json::Value {
     for table in ["auth/headers", "auth/query", "auth/parameters", "request/headers"] {
         let members = shown.pointer_mut(&format!("/destination/{table}")).and_then(serde_json::Value::as_object_mut);
         for value in members.into_iter().flatten().map(|(_, value)| value) {
-            if value.as_str().is_some_and(|text| !text.is_empty() && !text.starts_with('{')) {
+            if value.as_str().is_some_and(|text| !text.is_empty() && !template::is_placeholder(text)) {
                 *value = "(set)".into();
             }
+        }
+    }
+    for url in ["auth/token_url", "auth/revoke_url", "auth/logout_url", "request/url", "reconcile/url"] {
+        if let Some(value) = shown.pointer_mut(&format!("/destination/{url}")) {
+            *value = value.as_str().map(without_query_values).unwrap_or_default().into();
         }
     }
     // What does not count for this way of logging in would only mislead.
@@ -341,6 +346,16 @@ pub fn shown(settings: &Settings) -> serde_json::Value {
     }
     without_nulls(&mut shown);
     shown
+}
+
+/// A URL whose query has no values but placeholders.
+fn without_query_values(url: &str) -> String {
+    let Some((url, query)) = url.split_once('?') else { return url.to_owned() };
+    let pairs = query.split('&').map(|pair| match pair.split_once('=') {
+        Some((name, value)) if !template::is_placeholder(value) => format!("{name}=(set)"),
+        _ => pair.to_owned(),
+    });
+    format!("{url}?{}", pairs.collect::<Vec<_>>().join("&"))
 }
 
 /// TOML has no `null`: what is not set is left out.

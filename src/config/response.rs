@@ -30,6 +30,8 @@ pub struct ResponseRules {
     pub success_test: String,
     /// The jq test on the body of a rejection that says that the lead is there already; empty: none.
     pub duplicate_test: String,
+    /// The jq test on the body of a rejection that says that it speaks of the set-up, and not of this lead; empty: none.
+    pub systemic_test: String,
     /// Where a refusal tells why: a JSON Pointer (RFC 6901); empty: wherever APIs use to.
     pub reason: String,
     /// Where a success tells the lead's id: a JSON Pointer (RFC 6901).
@@ -58,6 +60,7 @@ impl Default for ResponseRules {
             duplicate_texts: Vec::new(),
             success_test: String::new(),
             duplicate_test: String::new(),
+            systemic_test: String::new(),
             reason: String::new(),
             remote_id: "/id".to_owned(),
             remote_state: "/state".to_owned(),

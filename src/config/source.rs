@@ -7,7 +7,7 @@ use config::{Config, File, FileFormat};
 
 use super::keys::{reject_unknown, variable};
 use super::secret::{SECRETS, belongs_into_no_file, resolve};
-use super::{Settings, env, preset};
+use super::{Auth, Settings, env, preset};
 
 /// The file that is read when none is named; it may be absent.
 const DEFAULT_FILE: &str = "leadpost.toml";
@@ -138,8 +138,16 @@ impl Source {
 /// Settings of a log-in that are given, and do not count for its kind: whoever set them believes that they do.
 fn without_effect(own: &Config, settings: &Settings) -> Vec<String> {
     let kind = settings.destination.auth.kind;
+    let defaults = serde_json::to_value(Auth::default()).unwrap_or_default();
+    // Whoever only repeats a default, as leadpost.example.toml does, believes nothing.
+    let is_default = |key: &str, value: config::Value| {
+        let default =
+            defaults.get(key).map(|default| default.as_str().map_or_else(|| default.to_string(), str::to_owned));
+        default.is_some_and(|default| value.into_string().is_ok_and(|value| value == default))
+    };
+    let given = own.get_table("destination.auth").unwrap_or_default().into_iter();
     let mut given: Vec<String> =
-        own.get_table("destination.auth").map(|table| table.into_keys().collect()).unwrap_or_default();
+        given.filter(|(key, value)| !is_default(key, value.clone())).map(|(key, _)| key).collect();
     given.sort();
     given
         .into_iter()
@@ -437,6 +445,13 @@ mod tests {
         let example = include_str!("../../leadpost.example.toml");
         let (_folder, file) = with_file(example, &[]);
         file.read().expect("the example is a valid file");
+        let given = [
+            ("AMQP_URL", "amqp://h"),
+            ("DATABASE_URL", "postgres://h/d"),
+            ("LEADPOST__DESTINATION__AUTH__CLIENT_ID", "id"),
+            ("LEADPOST__DESTINATION__AUTH__CLIENT_SECRET", "secret"),
+        ];
+        with_file(example, &given).1.load().expect("with URLs and credentials a worker can start with it");
 
         // Lines that are commented out name keys too; without their comment sign the file must still be valid.
         let uncommented: String =

@@ -37,18 +37,54 @@ fn fill(
     encode: impl for<'a> Fn(usize, &'a str) -> Cow<'a, str>,
 ) -> Result<String, String> {
     let mut filled = String::with_capacity(template.len());
-    let mut rest = template;
-    while let Some((before, after)) = rest.split_once('{') {
-        let Some((name, behind)) = after.split_once('}') else { break };
-        filled.push_str(before);
-        match values.get(name).filter(|value| !value.is_empty()) {
-            Some(value) => filled.push_str(&encode(template.len() - rest.len() + before.len(), value)),
-            None => return Err(name.to_owned()),
+    for (at, part) in parts(template) {
+        match part {
+            Part::Text(text) => filled.push_str(text),
+            Part::Placeholder(name) => match values.get(name).filter(|value| !value.is_empty()) {
+                Some(value) => filled.push_str(&encode(at, value)),
+                None => return Err(name.to_owned()),
+            },
         }
-        rest = behind;
     }
-    filled.push_str(rest);
     Ok(filled)
+}
+
+/// The names of the placeholders in a template.
+pub(super) fn placeholders(template: &str) -> impl Iterator<Item = &str> {
+    parts(template).into_iter().filter_map(|(_, part)| match part {
+        Part::Placeholder(name) => Some(name),
+        Part::Text(_) => None,
+    })
+}
+
+/// Whether a template is one placeholder and nothing else.
+pub(super) fn is_placeholder(template: &str) -> bool {
+    let name = template.strip_prefix('{').and_then(|rest| rest.strip_suffix('}'));
+    name.is_some_and(|name| placeholders(template).eq([name]))
+}
+
+/// A part of a template.
+enum Part<'a> {
+    Text(&'a str),
+    Placeholder(&'a str),
+}
+
+/// The parts of a template, each with where it begins. A placeholder's name has letters, digits and underscores; any other brace is
+/// one, so that JSON can stand in a parameter.
+fn parts(template: &str) -> Vec<(usize, Part<'_>)> {
+    let mut parts = Vec::new();
+    let mut from = 0;
+    for (at, _) in template.match_indices('{') {
+        let name = template.get(at + 1..).and_then(|rest| rest.split_once('}')).map_or("", |(name, _)| name);
+        let is_name = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+        if is_name {
+            parts.push((from, Part::Text(template.get(from..at).unwrap_or_default())));
+            parts.push((at, Part::Placeholder(name)));
+            from = at + name.len() + 2;
+        }
+    }
+    parts.push((from, Part::Text(template.get(from..).unwrap_or_default())));
+    parts
 }
 
 #[cfg(test)]
@@ -67,7 +103,15 @@ mod tests {
         assert_eq!(fill_in("{odd}", &values()).as_deref(), Ok("a/b?c d"));
         assert_eq!(fill_in("{who}", &values()), Err("who".to_owned()));
         assert_eq!(fill_in("{empty}", &values()), Err("empty".to_owned()));
-        assert_eq!(fill_in("no { end", &values()).as_deref(), Ok("no { end"));
+        for (template, filled) in [
+            ("no { end", "no { end"),
+            ("{{id}}", "{42}"),
+            (r#"{"a":"{id}","b":{}}"#, r#"{"a":"42","b":{}}"#),
+            ("{a b}{id}", "{a b}42"),
+        ] {
+            assert_eq!(fill_in(template, &values()).as_deref(), Ok(filled));
+        }
+        assert_eq!(placeholders(r#"{api}/{{id}}/{"x":1}"#).collect::<Vec<_>>(), ["api", "id"]);
     }
 
     #[test]

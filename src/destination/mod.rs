@@ -7,6 +7,8 @@
 
 pub mod outcome;
 mod post;
+#[cfg(test)]
+mod presets;
 mod reconcile;
 
 pub use outcome::{Answers, Outcome};

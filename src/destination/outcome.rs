@@ -12,7 +12,7 @@ use std::time::Duration;
 use serde::de::IgnoredAny;
 use serde_json::Value;
 
-use crate::config::{ANSWER_VARIABLES, Destination, ResponseRules};
+use crate::config::{ANSWER_VARIABLES, Destination, Redactor, ResponseRules};
 use crate::http::{Answer, Exchange};
 use crate::jq::{Json, Program};
 use crate::lead::variables;
@@ -98,9 +98,10 @@ pub struct Answers {
     rules: ResponseRules,
     success_test: Option<Test>,
     duplicate_test: Option<Test>,
+    systemic_test: Option<Test>,
 }
 
-/// A jq test on an answer.
+/// A jq expression about an answer.
 #[derive(Debug)]
 pub(super) struct Test {
     program: Program,
@@ -108,24 +109,36 @@ pub(super) struct Test {
 }
 
 impl Test {
-    /// The test of this setting; `None`: there is none.
+    /// The expression of this setting, which may use these variables besides `$variables`; `None`: there is none.
     ///
     /// # Errors
     /// When it does not compile, in words.
-    pub(super) fn of(key: &str, source: &str, destination: &Destination) -> Result<Option<Self>, String> {
+    pub(super) fn of(
+        key: &str,
+        source: &str,
+        known: &[&'static str],
+        destination: &Destination,
+    ) -> Result<Option<Self>, String> {
         if source.is_empty() {
             return Ok(None);
         }
-        let program = Program::compile(source, &ANSWER_VARIABLES)
-            .map_err(|problem| format!("{key} is no jq expression: {problem}"))?;
+        let program =
+            Program::compile(source, known).map_err(|problem| format!("{key} is no jq expression: {problem}"))?;
         Ok(Some(Self { program, variables: variables(destination) }))
     }
 
-    /// Whether it holds; `None` where the body cannot be read or the test fails on it.
-    pub(super) fn holds(&self, answer: &Answer) -> Option<bool> {
+    /// What it gives; `None` where the body cannot be read or the expression fails on it. `values` are those of its variables
+    /// between `$status` and `$variables`.
+    pub(super) fn run(&self, answer: &Answer, values: &[Json]) -> Option<Json> {
         let status = Json::read(answer.status.to_string().as_bytes()).ok()?;
         let body = Json::read(&answer.body).ok()?;
-        self.program.run(body, &[status, self.variables.clone()]).ok().map(|value| value.is_true())
+        let arguments = [&[status], values, &[self.variables.clone()]].concat();
+        self.program.run(body, &arguments).ok()
+    }
+
+    /// Whether it holds; `None` as above.
+    fn holds(&self, answer: &Answer) -> Option<bool> {
+        self.run(answer, &[]).map(|value| value.is_true())
     }
 }
 
@@ -136,9 +149,13 @@ impl Answers {
     /// When one of its tests does not compile, in words.
     pub fn of(destination: &Destination) -> Result<Self, String> {
         let rules = destination.response.clone();
+        let test = |name: &str, source: &str| {
+            Test::of(&format!("destination.response.{name}"), source, &ANSWER_VARIABLES, destination)
+        };
         Ok(Self {
-            success_test: Test::of("destination.response.success_test", &rules.success_test, destination)?,
-            duplicate_test: Test::of("destination.response.duplicate_test", &rules.duplicate_test, destination)?,
+            success_test: test("success_test", &rules.success_test)?,
+            duplicate_test: test("duplicate_test", &rules.duplicate_test)?,
+            systemic_test: test("systemic_test", &rules.systemic_test)?,
             rules,
         })
     }
@@ -148,50 +165,52 @@ impl Answers {
         &self.rules
     }
 
-    /// What came of a post.
-    pub fn classify(&self, exchange: &Exchange) -> Outcome {
+    /// What came of a post. What is kept of the API's words comes without secrets: it may repeat what it was sent.
+    pub fn classify(&self, exchange: &Exchange, redactor: &Redactor) -> Outcome {
         match exchange {
             Exchange::NotSent(reason) => Outcome::NotSent(reason.clone()),
             Exchange::Unknown(reason) => Outcome::Uncertain(reason.clone()),
-            Exchange::Answered(answer) => self.classify_answer(answer),
+            Exchange::Answered(answer) => self.classify_answer(answer, redactor),
         }
     }
 
-    fn classify_answer(&self, answer: &Answer) -> Outcome {
+    fn classify_answer(&self, answer: &Answer, redactor: &Redactor) -> Outcome {
         let (rules, status) = (&self.rules, answer.status);
+        let reason = || self.reason(answer, redactor);
         if rules.unauthorized.contains(status) {
-            Outcome::Unauthorized(self.reason(answer))
+            Outcome::Unauthorized(reason())
         } else if rules.success.contains(status) {
-            self.classify_success(answer)
+            self.classify_success(answer, redactor)
         } else if rules.duplicate.contains(status) {
-            Outcome::Duplicate(self.reason(answer))
+            Outcome::Duplicate(reason())
         } else if rules.rejected.contains(status) {
-            self.classify_rejection(answer, self.reason(answer))
+            self.classify_rejection(answer, reason())
         } else if rules.retry.contains(status) {
-            Outcome::Retry(self.reason(answer), answer.retry_after)
+            Outcome::Retry(reason(), answer.retry_after)
         } else if rules.systemic.contains(status) {
-            Outcome::Systemic(self.reason(answer))
+            Outcome::Systemic(reason())
         } else {
             // 5xx by default, and whatever no set names: nothing may be claimed about it.
-            Outcome::Uncertain(self.reason(answer))
+            Outcome::Uncertain(reason())
         }
     }
 
-    fn classify_success(&self, answer: &Answer) -> Outcome {
+    fn classify_success(&self, answer: &Answer, redactor: &Redactor) -> Outcome {
         let status = answer.status;
         if is_page(answer) {
             return Outcome::Systemic(page(status));
         }
         match self.success_test.as_ref().map(|test| test.holds(answer)) {
-            None | Some(Some(true)) => Outcome::Delivered(receipt(&self.rules, &answer.body)),
+            None | Some(Some(true)) => Outcome::Delivered(receipt(&self.rules, &answer.body, redactor)),
             Some(Some(false)) => {
                 let text = format!("the API answered {status}, and that it is no success");
-                self.classify_rejection(answer, Reason::quoting("answer_refused", text, &self.said(answer)))
+                let reason = Reason::quoting("answer_refused", text, &self.said(answer, redactor));
+                self.classify_rejection(answer, reason)
             }
             Some(None) => {
                 let text =
                     format!("the API answered {status}, but destination.response.success_test cannot read the answer");
-                Outcome::Uncertain(Reason::quoting("answer_unreadable", text, &self.said(answer)))
+                Outcome::Uncertain(Reason::quoting("answer_unreadable", text, &self.said(answer, redactor)))
             }
         }
     }
@@ -199,29 +218,37 @@ impl Answers {
     fn classify_rejection(&self, answer: &Answer, reason: Reason) -> Outcome {
         let said = reason.said().to_lowercase();
         let by_text = self.rules.duplicate_texts.iter().any(|text| said.contains(&text.to_lowercase()));
-        let by_test = || self.duplicate_test.as_ref().and_then(|test| test.holds(answer)) == Some(true);
-        if by_text || by_test() { Outcome::Duplicate(reason) } else { Outcome::Rejected(reason) }
+        let holds = |test: &Option<Test>| test.as_ref().and_then(|test| test.holds(answer)) == Some(true);
+        if by_text || holds(&self.duplicate_test) {
+            Outcome::Duplicate(reason)
+        } else if holds(&self.systemic_test) {
+            Outcome::Systemic(reason)
+        } else {
+            Outcome::Rejected(reason)
+        }
     }
 
-    pub(super) fn reason(&self, answer: &Answer) -> Reason {
-        Reason::of_status(answer.status, &self.said(answer))
+    pub(super) fn reason(&self, answer: &Answer, redactor: &Redactor) -> Reason {
+        Reason::of_status(answer.status, &self.said(answer, redactor))
     }
 
     /// What the API says of it.
-    fn said(&self, answer: &Answer) -> String {
+    fn said(&self, answer: &Answer, redactor: &Redactor) -> String {
+        let answer = Answer { body: redactor.clean_answer(answer.body.clone(), answer.is_cut), ..answer.clone() };
         let at_pointer = || {
             let json: Value = serde_json::from_slice(&answer.body).ok()?;
             json.pointer(&self.rules.reason).filter(|value| !value.is_null()).map(words)
         };
         let pointed = if self.rules.reason.is_empty() { None } else { at_pointer() };
-        pointed.unwrap_or_else(|| reason_in(answer))
+        pointed.unwrap_or_else(|| reason_in(&answer))
     }
 }
 
 /// Whether a success status comes with a page: a log-in page, a captive portal, a proxy's greeting. Whoever answered, it was not
 /// the lead API. A 201 says that something was made, and JSON is JSON, whatever the header calls it.
 pub(super) fn is_page(answer: &Answer) -> bool {
-    answer.is_html && answer.status != 201 && serde_json::from_slice::<IgnoredAny>(&answer.body).is_err()
+    let looks_like_one = answer.is_html || answer.body.trim_ascii_start().starts_with(b"<");
+    looks_like_one && answer.status != 201 && serde_json::from_slice::<IgnoredAny>(&answer.body).is_err()
 }
 
 pub(super) fn page(status: u16) -> Reason {
@@ -230,14 +257,14 @@ pub(super) fn page(status: u16) -> Reason {
 }
 
 /// What a success says about the lead. A body that cannot be read changes nothing about the success.
-fn receipt(rules: &ResponseRules, body: &[u8]) -> Receipt {
+fn receipt(rules: &ResponseRules, body: &[u8], redactor: &Redactor) -> Receipt {
     let Ok(json) = serde_json::from_slice::<Value>(body) else {
         return Receipt {
             warning: Some("the API took the lead, but its answer is not JSON: no id is known".to_owned()),
             ..Receipt::default()
         };
     };
-    let read = |pointer: &str| text_at(&json, pointer);
+    let read = |pointer: &str| text_at(&json, pointer, redactor);
     let state = read(&rules.remote_state);
     let sub_state = read(&rules.remote_sub_state);
     let warning = state.as_deref().filter(|state| rules.warn_states.iter().any(|warn| warn == state)).map(|state| {
@@ -253,14 +280,14 @@ fn receipt(rules: &ResponseRules, body: &[u8]) -> Receipt {
     }
 }
 
-/// The scalar at a pointer, as one line.
-pub(super) fn text_at(json: &Value, pointer: &str) -> Option<String> {
+/// The scalar at a pointer, as one line without secrets.
+fn text_at(json: &Value, pointer: &str, redactor: &Redactor) -> Option<String> {
     if pointer.is_empty() {
         return None;
     }
     json.pointer(pointer).and_then(|value| match value {
         Value::Null | Value::Array(_) | Value::Object(_) => None,
-        Value::String(text) => Some(one_line(text)),
+        Value::String(text) => Some(one_line(&redactor.clean(text))),
         Value::Bool(_) | Value::Number(_) => Some(value.to_string()),
     })
 }
@@ -289,7 +316,9 @@ fn reason_in(answer: &Answer) -> String {
         Ok(Value::String(said)) => one_line(&said),
         Ok(Value::Object(members)) => {
             let said = MEMBERS.iter().find_map(|name| members.get(*name).filter(|value| !value.is_null()));
-            said.map_or_else(|| one_line(&text), |said| one_line(&words(said)))
+            // A field and what is wrong with it, mostly.
+            let all = || words(&Value::Object(members.clone()));
+            one_line(&said.map_or_else(all, words))
         }
         Ok(Value::Null) => String::new(),
         Ok(other) => one_line(&words(&other)),
@@ -330,7 +359,7 @@ mod tests {
     fn classify(rules: &ResponseRules, exchange: &Exchange) -> Outcome {
         Answers::of(&Destination { response: rules.clone(), ..Destination::default() })
             .expect("they compile")
-            .classify(exchange)
+            .classify(exchange, &Redactor::default())
     }
 
     fn outcome(status: u16, body: &str) -> Outcome {
@@ -384,10 +413,12 @@ mod tests {
 
     #[test]
     fn an_html_page_with_a_success_status_is_not_a_delivery() {
-        let page = Answer { status: 200, is_html: true, body: b"<html>Log in</html>".to_vec(), retry_after: None };
+        let page = Answer { status: 200, is_html: true, body: b"<html>Log in</html>".to_vec(), ..Answer::default() };
         assert_eq!(classify(&ResponseRules::default(), &Exchange::Answered(page.clone())).as_str(), "systemic");
         let json = Answer { body: br#"{"id":1}"#.to_vec(), ..page.clone() };
         assert_eq!(classify(&ResponseRules::default(), &Exchange::Answered(json)).as_str(), "delivered");
+        let unmarked = Answer { is_html: false, ..page.clone() };
+        assert_eq!(classify(&ResponseRules::default(), &Exchange::Answered(unmarked)).as_str(), "systemic");
         let created = Answer { status: 201, ..page };
         assert_eq!(classify(&ResponseRules::default(), &Exchange::Answered(created)).as_str(), "delivered");
     }
@@ -453,6 +484,42 @@ mod tests {
     }
 
     #[test]
+    fn a_refusal_that_speaks_of_the_set_up_is_not_the_leads() {
+        let rules = ResponseRules {
+            success_test: "(.errors // []) | length == 0".to_owned(),
+            systemic_test: r#".errors | tostring | test("location_id|access token")"#.to_owned(),
+            duplicate_texts: vec!["already".to_owned()],
+            ..ResponseRules::default()
+        };
+        for (status, errors, expected) in [
+            (200, "[]", "delivered"),
+            (200, "null", "delivered"),
+            (200, r#"["Invalid access token"]"#, "systemic"),
+            (200, r#"["custnr already there for this access token"]"#, "duplicate"),
+            (200, r#"["name is too long"]"#, "rejected"),
+            (422, r#"{"location_id":["is not valid"]}"#, "systemic"),
+            (422, r#"{"email":["is not valid"]}"#, "rejected"),
+        ] {
+            let body = format!("{{\"errors\":{errors}}}");
+            assert_eq!(classify(&rules, &answer(status, &body)).as_str(), expected, "{status} {body}");
+        }
+    }
+
+    #[test]
+    fn a_secret_in_an_answer_changes_nothing_about_what_it_means_and_is_not_kept() {
+        let redactor = Redactor::default().and(["4711", "hunter2"]);
+        let answers = Answers::of(&Destination::default()).expect("they compile");
+        let Outcome::Delivered(receipt) =
+            answers.classify(&answer(201, r#"{"id":994711,"state":"hunter2"}"#), &redactor)
+        else {
+            panic!("delivered")
+        };
+        assert_eq!((receipt.remote_id.as_deref(), receipt.remote_state.as_deref()), (Some("994711"), Some("***")));
+        let refused = answers.classify(&answer(422, r#"{"message":"you sent \u0068unter2"}"#), &redactor);
+        assert_eq!(refused.reason().expect("a reason").said(), "you sent ***");
+    }
+
+    #[test]
     fn a_success_whose_body_was_cut_is_still_a_success() {
         let Outcome::Delivered(receipt) = outcome(201, r#"{"id":1"#) else { panic!("delivered") };
         assert!(receipt.warning.is_some());
@@ -484,7 +551,7 @@ mod tests {
     proptest! {
         #[test]
         fn classification_is_total(status in 100..600_u16, html in any::<bool>(), body in proptest::collection::vec(any::<u8>(), 0..100)) {
-            let exchange = Exchange::Answered(Answer { status, retry_after: None, is_html: html, body });
+            let exchange = Exchange::Answered(Answer { status, is_html: html, body, ..Answer::default() });
             let outcome = classify(&ResponseRules::default(), &exchange);
             prop_assert!(Outcome::NAMES.contains(&outcome.as_str()));
             if let Some(reason) = outcome.reason() {

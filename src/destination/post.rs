@@ -8,7 +8,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use super::outcome::{Answers, Outcome};
 use super::reconcile::Query;
 use crate::auth::Token;
-use crate::config::{self, BodyFormat, fill_in, fill_in_url};
+use crate::config::{self, BodyFormat, Redactor, fill_in, fill_in_url};
 use crate::http::{ClientError, ClientSettings, Exchange, Outgoing, client, exchange};
 use crate::lead::LeadId;
 use crate::reason::Reason;
@@ -79,7 +79,13 @@ impl LeadApi {
         let key = HeaderValue::from_str(id.0.hyphenated().encode_lower(&mut text)).expect("hex and hyphens");
         headers.insert(IDEMPOTENCY_KEY, key);
         let exchange = self.send(self.method.clone(), &self.url, headers, token, body).await;
-        (self.answers.classify(&exchange), exchange)
+        let redactor = token.credential().redactor();
+        (self.answers.classify(&exchange, redactor), clean(exchange, redactor))
+    }
+
+    /// Whether leads in doubt are asked for before they are posted again.
+    pub fn can_be_asked(&self) -> bool {
+        self.query.is_some()
     }
 
     /// Asks whether an earlier post of the lead with this key has arrived.
@@ -96,10 +102,11 @@ impl LeadApi {
             }
             Err(reason) => Exchange::NotSent(reason),
         };
-        (query.classify(&self.answers, &exchange), exchange)
+        let redactor = token.credential().redactor();
+        (query.classify(&self.answers, key, &exchange, redactor), clean(exchange, redactor))
     }
 
-    /// Sends a request with what logs us in, and takes that out of the answer.
+    /// Sends a request with what logs us in.
     async fn send(
         &self,
         method: Method,
@@ -112,14 +119,18 @@ impl LeadApi {
         credential.add_headers(&mut headers);
         let with_query = credential.add_query(url);
         let outgoing = Outgoing { method, url: with_query.as_ref().unwrap_or(url), headers, body };
-        match exchange(&self.client, outgoing, self.max_answer_bytes, self.max_retry_after).await {
-            Exchange::Answered(mut answer) => {
-                let is_cut = answer.body.len() >= self.max_answer_bytes;
-                answer.body = credential.redactor().clean_answer(answer.body, is_cut);
-                Exchange::Answered(answer)
-            }
-            other @ (Exchange::NotSent(_) | Exchange::Unknown(_)) => other,
+        exchange(&self.client, outgoing, self.max_answer_bytes, self.max_retry_after).await
+    }
+}
+
+/// What is kept of an exchange holds none of our secrets.
+fn clean(exchange: Exchange, redactor: &Redactor) -> Exchange {
+    match exchange {
+        Exchange::Answered(mut answer) => {
+            answer.body = redactor.clean_answer(answer.body, answer.is_cut);
+            Exchange::Answered(answer)
         }
+        other @ (Exchange::NotSent(_) | Exchange::Unknown(_)) => other,
     }
 }
 

@@ -11,13 +11,12 @@
 // A new variant must be decided about, not swept up.
 #![warn(clippy::wildcard_enum_match_arm)]
 
-use serde_json::Value;
-
-use super::outcome::{Answers, Outcome, Test, is_page, page, text_at};
-use crate::config::{Destination, StatusSet, Values, fill_in_url, url_values};
+use super::outcome::{Answers, Outcome, Test, is_page, page};
+use crate::config::{Destination, FOUND_VARIABLES, Redactor, StatusSet, Values, fill_in_url, url_values};
 use crate::http::{Answer, Exchange};
+use crate::jq::Json;
 use crate::ledger::Receipt;
-use crate::reason::Reason;
+use crate::reason::{Reason, one_line};
 
 /// How the API is asked, and its answers are read.
 #[derive(Debug)]
@@ -26,7 +25,6 @@ pub struct Query {
     values: Values,
     found: Option<Test>,
     absent: StatusSet,
-    remote_id: String,
 }
 
 impl Query {
@@ -42,9 +40,8 @@ impl Query {
         Ok(Some(Self {
             url: reconcile.url.clone(),
             values: url_values(destination),
-            found: Test::of("destination.reconcile.found", &reconcile.found, destination)?,
+            found: Test::of("destination.reconcile.found", &reconcile.found, &FOUND_VARIABLES, destination)?,
             absent: reconcile.absent.clone(),
-            remote_id: reconcile.remote_id.clone(),
         }))
     }
 
@@ -59,18 +56,18 @@ impl Query {
         url.ok_or_else(|| Reason::new("request_invalid", "destination.reconcile.url and the lead's key make no URL"))
     }
 
-    /// What came of the question.
-    pub fn classify(&self, answers: &Answers, exchange: &Exchange) -> Outcome {
+    /// What came of the question for the lead with this key.
+    pub fn classify(&self, answers: &Answers, key: &str, exchange: &Exchange, redactor: &Redactor) -> Outcome {
         match exchange {
             Exchange::NotSent(reason) => Outcome::NotSent(reason.clone()),
             Exchange::Unknown(reason) => Outcome::Retry(in_doubt(reason), None),
-            Exchange::Answered(answer) => self.classify_answer(answers, answer),
+            Exchange::Answered(answer) => self.classify_answer(answers, key, answer, redactor),
         }
     }
 
-    fn classify_answer(&self, answers: &Answers, answer: &Answer) -> Outcome {
+    fn classify_answer(&self, answers: &Answers, key: &str, answer: &Answer, redactor: &Redactor) -> Outcome {
         let (rules, status) = (answers.rules(), answer.status);
-        let reason = || in_doubt(&answers.reason(answer));
+        let reason = || in_doubt(&answers.reason(answer, redactor));
         if self.absent.contains(status) {
             return Outcome::Absent(absent());
         }
@@ -84,19 +81,17 @@ impl Query {
         if is_page(answer) {
             return Outcome::Systemic(in_doubt(&page(status)));
         }
-        match self.found.as_ref().and_then(|test| test.holds(answer)) {
-            Some(true) => Outcome::Reconciled(self.receipt(answer), found()),
-            Some(false) => Outcome::Absent(absent()),
+        match self.found.as_ref().and_then(|found| found.run(answer, &[Json::text(key)])) {
+            Some(value) if value.is_true() => {
+                let remote_id = value.as_text().map(|id| one_line(&redactor.clean(&id)));
+                Outcome::Reconciled(Receipt { remote_id, ..Receipt::default() }, found())
+            }
+            Some(_) => Outcome::Absent(absent()),
             None => {
                 let text = format!("the API answered {status}, but destination.reconcile.found cannot read the answer");
                 Outcome::Retry(in_doubt(&Reason::new("answer_unreadable", text)), None)
             }
         }
-    }
-
-    fn receipt(&self, answer: &Answer) -> Receipt {
-        let json = serde_json::from_slice::<Value>(&answer.body).unwrap_or_default();
-        Receipt { remote_id: text_at(&json, &self.remote_id), ..Receipt::default() }
     }
 }
 
@@ -121,8 +116,7 @@ mod tests {
         let mut destination = Destination::default();
         destination.variables.insert("api".to_owned(), "https://api.example".to_owned());
         destination.reconcile.url = "{api}/contacts?key={key}".to_owned();
-        destination.reconcile.found = ".contacts | length > 0".to_owned();
-        destination.reconcile.remote_id = "/contacts/0/id".to_owned();
+        destination.reconcile.found = "first(.contacts[] | select(.key == $key) | .id) // false".to_owned();
         destination.reconcile.absent = StatusSet::of(&["404"]);
         destination
     }
@@ -133,7 +127,8 @@ mod tests {
 
     fn outcome(status: u16, body: &str) -> Outcome {
         let answer = Answer { status, body: body.as_bytes().to_vec(), ..Answer::default() };
-        query().classify(&Answers::of(&destination()).expect("they compile"), &Exchange::Answered(answer))
+        let answers = Answers::of(&destination()).expect("they compile");
+        query().classify(&answers, "k-1", &Exchange::Answered(answer), &Redactor::default())
     }
 
     #[test]
@@ -144,10 +139,14 @@ mod tests {
 
     #[test]
     fn only_a_clear_no_lets_the_lead_be_posted_again() {
-        let Outcome::Reconciled(receipt, _) = outcome(200, r#"{"contacts":[{"id":"c-1"}]}"#) else { panic!("found") };
+        let others = r#"{"contacts":[{"id":"c-0","key":"k-0"},{"id":"c-1","key":"k-1"}]}"#;
+        let Outcome::Reconciled(receipt, _) = outcome(200, others) else { panic!("found") };
         assert_eq!(receipt.remote_id.as_deref(), Some("c-1"));
         for (status, body, expected) in [
             (200, r#"{"contacts":[]}"#, "absent"),
+            (200, r#"{"contacts":[{"id":"c-0","key":"k-0"}]}"#, "absent"),
+            (200, r#"{"error":"no"}"#, "retry"),
+            (200, r#"{"contacts":5}"#, "retry"),
             (404, "", "absent"),
             (200, r#"{"contacts":true}"#, "retry"),
             (200, r#"{"contacts":"#, "retry"),
@@ -163,12 +162,16 @@ mod tests {
         ] {
             assert_eq!(outcome(status, body).as_str(), expected, "{status} {body}");
         }
-        let query = query();
+        let (query, nothing) = (query(), Redactor::default());
         let answers = Answers::of(&destination()).expect("they compile");
         let reason = Reason::new("timeout", "no answer");
-        assert_eq!(query.classify(&answers, &Exchange::NotSent(reason.clone())).as_str(), "not_sent");
-        assert_eq!(query.classify(&answers, &Exchange::Unknown(reason)).as_str(), "retry", "a question is no post");
-        let page = Answer { status: 200, is_html: true, body: b"<html>".to_vec(), retry_after: None };
-        assert_eq!(query.classify(&answers, &Exchange::Answered(page)).as_str(), "systemic");
+        assert_eq!(query.classify(&answers, "k", &Exchange::NotSent(reason.clone()), &nothing).as_str(), "not_sent");
+        assert_eq!(
+            query.classify(&answers, "k", &Exchange::Unknown(reason), &nothing).as_str(),
+            "retry",
+            "a question is no post"
+        );
+        let page = Answer { status: 200, body: b"<html>".to_vec(), ..Answer::default() };
+        assert_eq!(query.classify(&answers, "k", &Exchange::Answered(page), &nothing).as_str(), "systemic");
     }
 }

@@ -93,8 +93,8 @@ impl BodyRules {
     fn run(&self, setting: &str, program: &Program, id: LeadId, json: &[u8]) -> Result<Json, Violation> {
         let input = Json::read(json).map_err(|_| {
             let message = format!(
-                "{setting} cannot read it: it is nested deeper than 128 levels, or has an escape that stands for no character \
-                 (half of a surrogate pair)"
+                "{setting} cannot read it: it is nested deeper than 128 levels, has a number of more than 1,000 digits, or an escape \
+                 that stands for no character (half of a surrogate pair)"
             );
             Violation::of_message(Code::NotText, message)
         })?;

@@ -8,7 +8,7 @@ use sqlx::postgres::PgRow;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::model::{Attempt, Claimed, End, Leased, Next, Origin, RequestKind, Settlement};
+use super::model::{Attempt, Claimed, Doubts, End, Leased, Next, Origin, RequestKind, Settlement};
 use super::settle::{Write, write};
 use super::{Ledger, LedgerError, millis};
 use crate::lead::LeadId;
@@ -28,7 +28,7 @@ pub struct Expired {
 }
 
 impl Ledger {
-    /// Leases up to `limit` leads that are due, the longest due first, except `avoid`.
+    /// Leases up to `limit` leads that are due, the longest due first, except `avoid`, and perhaps those that may have been posted.
     ///
     /// # Errors
     /// That nothing was leased, or that nobody knows; then [`Ledger::release`] the token.
@@ -37,6 +37,7 @@ impl Ledger {
         limit: usize,
         lease: (Uuid, Duration),
         avoid: Vec<LeadId>,
+        doubts: Doubts,
     ) -> Result<Vec<Claimed>, LedgerError> {
         let ledger = self.clone();
         let avoid: Arc<[Uuid]> = avoid.into_iter().map(|id| id.0).collect();
@@ -51,6 +52,8 @@ impl Ledger {
                              select id from leads \
                              where destination = $1 and state = 'pending' and next_attempt_at <= now() and lease is null \
                                  and id <> all($2) \
+                                 and ($7 or attempts = 0 or not exists (select 1 from attempts a \
+                                     where a.lead_id = leads.id and a.outcome = 'uncertain')) \
                              order by next_attempt_at limit $3 for update skip locked \
                          ) \
                          update leads l set leased_by = $4, lease = $5, changed_at = now(), \
@@ -67,6 +70,7 @@ impl Ledger {
                     .bind(&*ledger.worker)
                     .bind(lease.0)
                     .bind(millis(lease.1))
+                    .bind(doubts == Doubts::Included)
                     .fetch_all(&mut *transaction)
                     .await?;
                     transaction.commit().await?;

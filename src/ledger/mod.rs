@@ -46,7 +46,8 @@ use sqlx::postgres::PgPoolOptions;
 pub use browse::{AttemptRecord, LeadRecord, ReplayRecord, Status, Waiting};
 pub use claim::Expired;
 pub use model::{
-    Arrival, Attempt, Claimed, End, Fate, LeadState, Leased, Next, OnLock, Origin, Receipt, RequestKind, Settlement,
+    Arrival, Attempt, Claimed, Doubts, End, Fate, LeadState, Leased, Next, OnLock, Origin, Receipt, RequestKind,
+    Settlement,
 };
 pub use requeue::{Requeue, Requeued, Selection};
 pub use settle::Settled;

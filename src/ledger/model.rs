@@ -284,6 +284,15 @@ impl Next {
     }
 }
 
+/// What to do about leads that may have been posted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Doubts {
+    /// Take them as well.
+    Included,
+    /// Leave them out.
+    Excluded,
+}
+
 /// What to do about leads that somebody else has locked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnLock {

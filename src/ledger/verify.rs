@@ -47,13 +47,14 @@ const INVARIANTS: [Invariant; 10] = [
     },
     Invariant {
         name: "endings",
-        holds: "a lead that ended by an answer has that answer as its last attempt",
+        holds: "a lead that ended by an answer has that answer as its last attempt, and one that is uncertain an uncertain one",
         broken_by: "select l.id::text from leads l \
              left join attempts a on a.lead_id = l.id and a.number = l.attempts \
              where l.state = 'delivered' and a.outcome is distinct from 'delivered' and a.outcome is distinct from 'reconciled' \
                 or l.state = 'duplicate' and a.outcome is distinct from 'duplicate' \
                 or l.state = 'rejected' and l.code <> 'systemic_own_fault' and a.outcome is distinct from 'rejected' \
-                or l.state = 'uncertain' and l.conflict_of is null and a.outcome is distinct from 'uncertain'",
+                or l.state = 'uncertain' and l.conflict_of is null and not exists \
+                    (select 1 from attempts u where u.lead_id = l.id and u.outcome = 'uncertain')",
     },
     Invariant {
         name: "an end is an end",

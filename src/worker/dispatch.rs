@@ -96,6 +96,9 @@ impl Dispatch {
             Some(lead) => lead,
             None => match self.rules.check(leased.id, &body) {
                 Ok(lead) => lead,
+                Err(violations) if leased.in_doubt => {
+                    return trip.unposted(Next::End(Policy::doubtful(&violations)));
+                }
                 Err(violations) => {
                     let end = End {
                         state: Some(LeadState::Invalid),
@@ -160,7 +163,7 @@ impl Dispatch {
         let outcome = Outcome::Uncertain(reason);
         trip.note(RequestKind::Post, &outcome, started_at, None);
         trip.tell(Signal::Nothing);
-        let next = trip.next(&outcome);
+        let next = self.policy.next(&outcome, trip.facts(), fastrand::f64());
         trip.settling(next)
     }
 }
@@ -229,11 +232,11 @@ impl Trip<'_> {
         if let Some(key) = key {
             match self.request(Request::Query(&key)).await? {
                 Outcome::Absent(_) => {}
-                outcome => return Ok(self.conclude(RequestKind::Query, &outcome)),
+                outcome => return Ok(self.conclude_query(&outcome)),
             }
         }
         let outcome = self.request(Request::Post(&body)).await?;
-        Ok(self.conclude(RequestKind::Post, &outcome))
+        Ok(self.conclude(&outcome))
     }
 
     /// Makes a request; if its token is not accepted, once more with another one. `Err`: the lead is handed back.
@@ -253,7 +256,7 @@ impl Trip<'_> {
             self.dispatch.metrics.posting.dec();
             let outcome = match outcome {
                 Outcome::Unauthorized(reason) if tokens.is_fixed() => {
-                    Outcome::Systemic(reason.preceded_by("the credentials are refused"))
+                    Outcome::Systemic(reason.preceded_by(&format!("the credentials are refused; {}", tokens.hint())))
                 }
                 Outcome::Unauthorized(reason)
                     if former > 0 && (tokens.is_current(&token) || former == MAX_FORMER_TOKENS) =>
@@ -275,28 +278,38 @@ impl Trip<'_> {
         unreachable!("the last token that is refused ends it")
     }
 
-    /// Tells the circuit what a request came to, and says what is next for the lead.
-    fn conclude(&mut self, request: RequestKind, outcome: &Outcome) -> Next {
+    /// Tells the circuit what a post came to, and says what is next for the lead.
+    fn conclude(&mut self, outcome: &Outcome) -> Next {
         self.tell(match outcome {
-            Outcome::Delivered(_) | Outcome::Duplicate(_) | Outcome::Rejected(_) | Outcome::Reconciled(..) => {
-                Signal::Passed
-            }
-            Outcome::Absent(_) => Signal::Nothing,
-            // That the API cannot be asked says nothing about posts, and is not the lead's own fault.
-            Outcome::Systemic(reason) | Outcome::Unauthorized(reason) if request == RequestKind::Query => {
-                Signal::Failed(reason.clone())
-            }
+            Outcome::Delivered(_) | Outcome::Duplicate(_) | Outcome::Rejected(_) => Signal::Passed,
             Outcome::Systemic(reason) | Outcome::Unauthorized(reason) => {
                 Signal::Suspect(self.leased.id, reason.clone())
             }
             Outcome::Retry(reason, _) | Outcome::Uncertain(reason) | Outcome::NotSent(reason) => {
                 Signal::Failed(reason.clone())
             }
+            Outcome::Reconciled(..) | Outcome::Absent(_) => Signal::Nothing,
         });
+        self.hold(outcome);
+        self.dispatch.policy.next(outcome, self.facts(), fastrand::f64())
+    }
+
+    /// The same for a question. An API that cannot be asked may well take posts: only that nobody is there counts as a failure.
+    fn conclude_query(&mut self, outcome: &Outcome) -> Next {
+        self.tell(match outcome {
+            Outcome::NotSent(reason) => Signal::Failed(reason.clone()),
+            Outcome::Reconciled(..) => Signal::Passed,
+            _ => Signal::Nothing,
+        });
+        self.hold(outcome);
+        let requests = self.leased.attempts + u32::try_from(self.attempts.len()).unwrap_or(0);
+        self.dispatch.policy.next_of_query(outcome, self.facts(), requests, fastrand::f64())
+    }
+
+    fn hold(&self, outcome: &Outcome) {
         if let Outcome::Retry(reason, Some(wait)) = outcome {
             self.dispatch.flow.hold_all(*wait, reason, Instant::now());
         }
-        self.next(outcome)
     }
 
     /// Puts an attempt on record.
@@ -316,7 +329,7 @@ impl Trip<'_> {
             started_at,
             duration,
             outcome: outcome.as_str(),
-            charged: Policy::charges(outcome),
+            charged: request == RequestKind::Post && Policy::charges(outcome),
             http_status: answer.map(|answer| answer.status),
             code: outcome.reason().map(|reason| reason.code.to_string()),
             reason: outcome.reason().map(Reason::for_the_record),
@@ -325,11 +338,9 @@ impl Trip<'_> {
         });
     }
 
-    fn next(&self, outcome: &Outcome) -> Next {
+    fn facts(&self) -> Facts {
         let charged = u32::try_from(self.attempts.iter().filter(|attempt| attempt.charged).count()).unwrap_or(0);
-        let facts =
-            Facts { charged: self.leased.charged + charged, age: self.leased.age + self.leased.leased_at.elapsed() };
-        self.dispatch.policy.next(outcome, facts, fastrand::f64())
+        Facts { charged: self.leased.charged + charged, age: self.leased.age + self.leased.leased_at.elapsed() }
     }
 
     fn no_token(&mut self, error: &AuthError) -> Next {

@@ -27,7 +27,7 @@ use crate::broker::{Inbox, Link, Message, Want};
 use crate::config::Settings;
 use crate::flow::{self, Admission, Flow};
 use crate::lead::{LeadId, LeadRules};
-use crate::ledger::{Ledger, LedgerError};
+use crate::ledger::{Doubts, Ledger, LedgerError};
 use crate::metrics::Metrics;
 use crate::reason::{Reason, chain};
 
@@ -251,7 +251,7 @@ impl Intake {
                 quota = quota.min(1);
             }
             if quota > 0 {
-                let claimed = self.claim(quota, Vec::new(), &mut permit, false).await;
+                let claimed = self.claim(quota, Vec::new(), Doubts::Included, &mut permit, false).await;
                 used += claimed;
                 if claimed < quota {
                     let pause = Duration::from_millis(self.settings.flow.poll_ms);
@@ -387,11 +387,12 @@ impl Intake {
         &mut self,
         limit: usize,
         avoid: Vec<LeadId>,
+        doubts: Doubts,
         permit: &mut Option<OwnedSemaphorePermit>,
         is_probe: bool,
     ) -> usize {
         let token = Uuid::new_v4();
-        let claimed = match self.ledger.claim(limit, (token, self.lease), avoid).await {
+        let claimed = match self.ledger.claim(limit, (token, self.lease), avoid, doubts).await {
             Ok(claimed) => claimed,
             Err(error) => {
                 tracing::warn!(error = %chain(&error), "could not claim due leads");

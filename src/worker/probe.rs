@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::intake::Intake;
 use crate::broker::Want;
 use crate::lead::LeadId;
-use crate::ledger::LedgerError;
+use crate::ledger::{Doubts, LedgerError};
 
 /// How long a probe looks for a fresh message when the ledger has no other lead.
 const PROBE_WAIT: Duration = Duration::from_millis(500);
@@ -43,8 +43,8 @@ impl Intake {
         }
     }
 
-    /// Sends a lead as the probe, if there is one: another one that is due; else a fresh one; else, for want of another, a
-    /// suspected one.
+    /// Sends a lead as the probe, if there is one: another one that is due and would be posted; else a fresh one; else, for want of
+    /// another, any that is due.
     async fn find_probe(
         &mut self,
         avoid: Vec<LeadId>,
@@ -52,7 +52,9 @@ impl Intake {
         stop: &CancellationToken,
     ) -> Result<bool, LedgerError> {
         let mut permit = Some(permit);
-        if self.claim(1, avoid, &mut permit, true).await > 0 {
+        // One that is asked for first may say nothing about posts.
+        let doubts = if self.dispatch.api.can_be_asked() { Doubts::Excluded } else { Doubts::Included };
+        if self.claim(1, avoid, doubts, &mut permit, true).await > 0 {
             return Ok(true);
         }
         if self.taken.is_empty() {
@@ -73,6 +75,6 @@ impl Intake {
             // An invalid or known message leaves the permit for the next.
             self.accept_for(batch, &mut permit, true).await?;
         }
-        Ok(permit.is_none() || self.claim(1, Vec::new(), &mut permit, true).await > 0)
+        Ok(permit.is_none() || self.claim(1, Vec::new(), Doubts::Included, &mut permit, true).await > 0)
     }
 }

@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use crate::config::{OnUncertain, Settings};
 use crate::destination::Outcome;
+use crate::lead::Violation;
 use crate::ledger::{End, LeadState, Next};
-use crate::reason::Reason;
+use crate::reason::{Reason, one_line};
 use crate::schedule::Schedule;
 
 /// At so many suspicions a lead is rejected.
@@ -56,6 +57,44 @@ impl Policy {
             | Outcome::NotSent(_)
             | Outcome::Reconciled(..)
             | Outcome::Absent(_) => false,
+        }
+    }
+
+    /// What is next for a lead that may have been posted, after a question that got no clear answer: asked again later, and at the
+    /// end of its age a person's to decide. Nothing was posted, so nothing counts.
+    pub(super) fn next_of_query(&self, outcome: &Outcome, facts: Facts, requests: u32, random: f64) -> Next {
+        let (reason, at_least) = match outcome {
+            Outcome::Retry(reason, wait) => (reason, wait.unwrap_or(Duration::ZERO)),
+            Outcome::Unauthorized(reason) | Outcome::Systemic(reason) | Outcome::NotSent(reason) => {
+                (reason, Duration::ZERO)
+            }
+            // A clear answer.
+            Outcome::Delivered(_)
+            | Outcome::Duplicate(_)
+            | Outcome::Rejected(_)
+            | Outcome::Uncertain(_)
+            | Outcome::Reconciled(..)
+            | Outcome::Absent(_) => return self.next(outcome, facts, random),
+        };
+        let delay = self.schedule.delay(requests, random).max(at_least);
+        if self.max_age.is_some_and(|max_age| facts.age + delay > max_age) {
+            return end(
+                LeadState::Uncertain,
+                &reason.preceded_by("it may have been posted, and could not be asked for"),
+            );
+        }
+        again(delay, reason)
+    }
+
+    /// How a lead ends that may have been posted, and that today's settings find invalid: a person has to look.
+    pub(super) fn doubtful(violations: &[Violation]) -> End {
+        let wrong: Vec<&str> = violations.iter().map(|violation| violation.message.as_str()).collect();
+        let text = format!("it may have been posted, and is not valid any more: {}", wrong.join("; "));
+        End {
+            state: Some(LeadState::Uncertain),
+            code: Some("invalid".to_owned()),
+            reason: Some(one_line(&text)),
+            ..End::default()
         }
     }
 

@@ -604,8 +604,8 @@ async fn the_sandbox_serves_as_a_program_what_a_worker_needs() {
     let line = sandbox.until_said("control at ").await;
     let base = line.split("control at ").nth(1).unwrap().trim().trim_end_matches("/_sandbox/").to_owned();
     sandbox.until_said("sandbox: ready").await;
-    world.settings.destination.auth.token_url = format!("{base}/oauth2/token");
-    world.settings.destination.request.url = format!("{base}/leads");
+    let (token, leads) = (format!("{base}/oauth2/token"), format!("{base}/leads"));
+    world.set(&[("AUTH__TOKEN_URL", &token), ("REQUEST__URL", &leads)]);
     let worker = world.worker(&[]).await;
     let id = world.publish("ann").await;
     world.until_state(id, LeadState::Delivered).await;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use leadpost::config::OnUncertain;
 use leadpost::lead::{Code, LeadId, Violation};
-use leadpost::ledger::{Arrival, Fate, LeadState, Ledger, OnLock, Requeue, Selection, Settlement};
+use leadpost::ledger::{Arrival, Doubts, Fate, LeadState, Ledger, OnLock, Requeue, Selection, Settlement};
 use leadpost::sandbox::Fault;
 use leadpost::worker::Stopped;
 use tokio::task::JoinSet;
@@ -98,7 +98,7 @@ async fn a_lease_that_has_not_run_out_is_nobody_elses() {
     world.until_state(other, LeadState::Delivered).await;
     let lead = world.show(id).await;
     assert_eq!((lead.state, lead.leased_by.as_deref(), lead.attempts), (LeadState::Pending, Some("dead"), 0));
-    let none = world.ledger.claim(10, (Uuid::new_v4(), LEASE), Vec::new()).await.unwrap();
+    let none = world.ledger.claim(10, (Uuid::new_v4(), LEASE), Vec::new(), Doubts::Included).await.unwrap();
     assert!(none.is_empty(), "{none:?}");
     world.finish(running).await;
 }
@@ -120,7 +120,7 @@ async fn a_settlement_that_comes_after_the_lease_was_settled_for_it_changes_noth
     }
     // Nor does it help when the lead is another's by now, or has ended.
     world.pass(Duration::from_secs(60)).await;
-    let claimed = world.ledger.claim(1, (Uuid::new_v4(), LEASE), Vec::new()).await.unwrap();
+    let claimed = world.ledger.claim(1, (Uuid::new_v4(), LEASE), Vec::new(), Doubts::Included).await.unwrap();
     let before = fingerprint(&world).await;
     assert_eq!(dead.settle(Arc::new([late.clone()]), false, OnLock::Wait).await.unwrap().late, [id]);
     assert_eq!(fingerprint(&world).await, before);
@@ -228,8 +228,8 @@ async fn leads_that_were_leased_without_an_answer_are_released_uncharged_and_no_
     let world = World::new().await;
     world.ledger.accept(arrivals(10).into(), None, OnLock::Wait).await.unwrap();
     let lost = Uuid::new_v4();
-    let claimed = world.ledger.claim(4, (lost, LEASE), Vec::new()).await.unwrap();
-    let others = world.ledger.claim(3, (Uuid::new_v4(), LEASE), Vec::new()).await.unwrap();
+    let claimed = world.ledger.claim(4, (lost, LEASE), Vec::new(), Doubts::Included).await.unwrap();
+    let others = world.ledger.claim(3, (Uuid::new_v4(), LEASE), Vec::new(), Doubts::Included).await.unwrap();
     assert_eq!(world.ledger.release(vec![lost, Uuid::new_v4()], Duration::ZERO, LEASE).await.unwrap(), 4);
     assert_eq!(world.ledger.release(vec![lost], Duration::ZERO, LEASE).await.unwrap(), 0, "once is enough");
     let waiting = world.ledger.status().await.unwrap().waiting;
@@ -283,7 +283,7 @@ async fn claimers_share_no_lead_and_leave_none() {
         claimers.spawn(async move {
             let mut mine = Vec::new();
             loop {
-                let claimed = ledger.claim(17, (Uuid::new_v4(), LEASE), Vec::new()).await.unwrap();
+                let claimed = ledger.claim(17, (Uuid::new_v4(), LEASE), Vec::new(), Doubts::Included).await.unwrap();
                 if claimed.is_empty() {
                     ledger.close().await;
                     return mine;
@@ -312,10 +312,10 @@ async fn a_claim_takes_the_longest_due_first_and_none_that_it_is_to_avoid() {
             .await
             .unwrap();
     }
-    let claimed = world.ledger.claim(2, (Uuid::new_v4(), LEASE), vec![all[4].id]).await.unwrap();
+    let claimed = world.ledger.claim(2, (Uuid::new_v4(), LEASE), vec![all[4].id], Doubts::Included).await.unwrap();
     let ids: BTreeSet<LeadId> = claimed.iter().map(|claimed| claimed.leased.id).collect();
     assert_eq!(ids, BTreeSet::from([all[3].id, all[2].id]));
-    let rest = world.ledger.claim(9, (Uuid::new_v4(), LEASE), Vec::new()).await.unwrap();
+    let rest = world.ledger.claim(9, (Uuid::new_v4(), LEASE), Vec::new(), Doubts::Included).await.unwrap();
     let ids: BTreeSet<LeadId> = rest.iter().map(|claimed| claimed.leased.id).collect();
     assert_eq!(ids, BTreeSet::from([all[4].id, all[1].id]), "the first is due in a minute");
 }
@@ -506,7 +506,8 @@ async fn tallies_agree_with_the_leads_after_any_sequence_of_writes() {
             }
             "settle" => {
                 let token = Uuid::from_u128(random.u128(..));
-                let claimed = ledger.claim(random.usize(1..12), (token, LEASE), Vec::new()).await.unwrap();
+                let claimed =
+                    ledger.claim(random.usize(1..12), (token, LEASE), Vec::new(), Doubts::Included).await.unwrap();
                 let settlements: Vec<Settlement> = claimed
                     .iter()
                     .map(|claimed| settlement(&claimed.leased, LeadState::ALL[random.usize(0..8)]))

@@ -61,7 +61,7 @@ async fn ready_and_metrics_are_clean(worker: &Process) {
 async fn a_run_over_all_outcomes(log: &[&str]) {
     let mut world = World::new().await;
     world.sandbox.set_credentials("sandbox-client", CLIENT_SECRET);
-    world.settings.destination.auth.client_secret = Secret::new(CLIENT_SECRET);
+    world.set(&[("AUTH__CLIENT_SECRET", CLIENT_SECRET)]);
     // A server that trusts this user takes any password; where one is needed there is one already.
     let mut url = url::Url::parse(&world.database.url).unwrap();
     if url.password().is_none() {

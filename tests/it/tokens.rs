@@ -243,7 +243,7 @@ async fn with_refused_credentials_leads_wait_and_go_on_by_themselves_when_those_
     let world = World::new().await;
     world.sandbox.set_credentials("sandbox-client", "another-secret");
     let mend = |world: &World| world.sandbox.set_credentials("sandbox-client", "sandbox-secret");
-    leads_wait_for_a_token(world, "check destination.auth.client_id and client_secret", mend).await;
+    leads_wait_for_a_token(world, "check destination.auth.client_id, client_secret and client_auth", mend).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

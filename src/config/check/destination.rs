@@ -6,8 +6,8 @@ use url::Url;
 
 use super::super::missing::expressions;
 use super::super::{
-    ANSWER_VARIABLES, Auth, AuthKind, Destination, LEAD_VARIABLES, Missing, ResponseRules, Settings, TokenIn, Values,
-    fill_in, fill_in_url, missing, values,
+    Auth, AuthKind, Destination, Missing, ResponseRules, Settings, TokenIn, Values, fill_in, fill_in_url, missing,
+    values,
 };
 use crate::jq::Program;
 
@@ -20,7 +20,8 @@ pub(in crate::config) fn check_destination(settings: &Settings) -> Vec<String> {
     let destination = &settings.destination;
     let missing = missing(destination);
     let mut problems: Vec<String> = missing.iter().map(Missing::problem).collect();
-    if destination.mandatory.is_empty() {
+    let names_nothing = |names: &String| names.split('|').all(|name| name.trim().is_empty());
+    if destination.mandatory.is_empty() || destination.mandatory.iter().any(names_nothing) {
         problems.push("destination.mandatory is empty; name the fields that a lead must have".to_owned());
     }
     problems.extend(check_auth(&destination.auth));
@@ -143,11 +144,9 @@ fn check_headers(destination: &Destination, values: &Values) -> Vec<String> {
 fn check_expressions(destination: &Destination) -> Vec<String> {
     let reconcile = &destination.reconcile;
     let mut problems = Vec::new();
-    for (key, source) in expressions(destination) {
-        let is_of_lead = ["destination.request.jq", "destination.reconcile.key"].contains(&key);
-        let variables = if is_of_lead { LEAD_VARIABLES } else { ANSWER_VARIABLES };
+    for (key, source, variables) in expressions(destination) {
         if !source.is_empty()
-            && let Err(problem) = Program::compile(source, &variables)
+            && let Err(problem) = Program::compile(source, variables)
         {
             problems.push(format!("{key} is no jq expression: {problem}"));
         }
@@ -159,7 +158,6 @@ fn check_expressions(destination: &Destination) -> Vec<String> {
             }
         }
     }
-    problems.extend(check_pointer("destination.reconcile.remote_id", &reconcile.remote_id));
     problems
 }
 
