@@ -10,7 +10,7 @@ use leadpost::sandbox::{Effect, Endpoint};
 use serde_json::{Value, json};
 
 use super::tap::{Message, Tap};
-use super::{Preset, finish};
+use super::{Preset, finish, is_discreet};
 use crate::support::World;
 
 const BASIC_TOKEN: &str = "POST /oauth2/token HTTP/1.1";
@@ -130,7 +130,7 @@ async fn publish(world: &World, examples: &[Example]) -> Vec<LeadId> {
     ids
 }
 
-pub async fn leads_arrive_as_the_api_documents_them(preset: &Preset) {
+pub async fn leads_and_log_ins_arrive_as_the_api_documents_them(preset: &Preset) {
     let mut world = preset.world().await;
     let tap = Tap::before(&mut world).await;
     let Arrival { line, remote_id, examples } = arrival(preset.name);
@@ -177,24 +177,18 @@ pub async fn leads_arrive_as_the_api_documents_them(preset: &Preset) {
         assert_eq!((lead.destination.as_str(), lead.charged), (preset.name, 1));
     }
     super::each_was_created_once(&world, examples.len(), 0).await;
-    finish(world, worker).await;
+    is_discreet(&world, &worker.stop().await);
+    match granted {
+        Some(granted) => logged_in_and_out(preset, &world, &tap, &granted),
+        None => assert_eq!(tap.lines().len(), posts.len(), "{:?}", tap.lines()),
+    }
+    world.check_books().await;
 }
 
-pub async fn the_log_in_and_the_log_out_are_as_the_api_documents_them(preset: &Preset) {
-    let mut world = preset.world().await;
-    let tap = Tap::before(&mut world).await;
-    let worker = world.worker(&[]).await;
-    publish(&world, &arrival(preset.name).examples).await;
-    let posts = tap.seen(arrival(preset.name).line).len();
-    finish_tapped(preset, world, worker, &tap, posts).await;
-}
-
-async fn finish_tapped(preset: &Preset, world: World, worker: crate::support::Process, tap: &Tap, posts: usize) {
-    let journal_of = |endpoint| world.sandbox.journal().entries().into_iter().filter(move |e| e.endpoint == endpoint);
-    worker.stop().await;
+/// The requests around the posts: one log-in, and one log-out where the API has that.
+fn logged_in_and_out(preset: &Preset, world: &World, tap: &Tap, granted: &Value) {
     let logins = tap.seen(login_line(preset.name));
-    let [(login, granted)] = &logins[..] else { panic!("one log-in is enough: {:?}", tap.lines()) };
-    let granted = granted.json();
+    let [(login, _)] = &logins[..] else { panic!("one log-in is enough: {:?}", tap.lines()) };
     let form = |pairs: &[(&str, &str)]| -> BTreeMap<String, String> {
         pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
     };
@@ -225,7 +219,9 @@ async fn finish_tapped(preset: &Preset, world: World, worker: crate::support::Pr
     }
     assert_eq!(telling(login), headers.into_iter().collect());
 
-    let ends: Vec<Effect> = journal_of(Endpoint::Logout).map(|entry| entry.effect).collect();
+    let entries = world.sandbox.journal().entries();
+    let ends: Vec<Effect> =
+        entries.iter().filter(|entry| entry.endpoint == Endpoint::Logout).map(|entry| entry.effect).collect();
     match preset.name {
         "squadrun" => {
             let outs = tap.seen("POST /oauth/revoke_token/ HTTP/1.1");
@@ -246,9 +242,10 @@ async fn finish_tapped(preset: &Preset, world: World, worker: crate::support::Pr
             assert!(answer.line.contains("204"), "{answer:?}");
             assert_eq!(ends, [Effect::Ended]);
         }
-        _ => assert_eq!(tap.lines().len(), 1 + posts, "{:?}", tap.lines()),
+        _ => assert_eq!(ends, []),
     }
-    world.check_books().await;
+    let posts = world.sandbox.journal().posts().len();
+    assert_eq!(tap.lines().len(), 1 + posts + ends.len(), "{:?}", tap.lines());
 }
 
 fn login_line(preset: &str) -> &'static str {

@@ -14,8 +14,6 @@ const SECRET: Wrong = (
     "check destination.auth.client_id and client_secret",
 );
 const CLIENT: Wrong = (|tuning| tuning.client_id = "another-client".to_owned(), SECRET.1, SECRET.2);
-const SCOPE: Wrong =
-    (|tuning| tuning.scope = "something/else".to_owned(), "invalid_scope", "check destination.auth.scope");
 const PASSWORD: Wrong = (
     |tuning| tuning.password = "another-password".to_owned(),
     "invalid_grant",
@@ -37,7 +35,7 @@ const SESSION: Wrong =
 
 fn wrongs(preset: &str) -> &'static [Wrong] {
     match preset {
-        "7targets" | "7targets-2024" => &[SECRET, SCOPE],
+        "7targets" | "7targets-2024" => &[SECRET],
         "squadrun" => &[PASSWORD, SECRET],
         "squadiq" => &[BEARER],
         "kaisa" => &[SECRET, CLIENT],

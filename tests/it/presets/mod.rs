@@ -40,10 +40,11 @@ const PAYA: Preset = Preset { name: "paya", also: "", ..SEVEN_TARGETS };
 const PAYA_SESSION: Preset = Preset { name: "paya-session", slides: true, ..PAYA };
 
 impl Preset {
-    /// A world for this preset, without a limit on its pace: that has tests of its own.
+    /// A world for this preset, without a limit on its pace, which has tests of its own, and with probes that come quickly.
     async fn world(&self) -> World {
         let mut world = World::of_preset(self.name).await;
         set(&mut world, "FLOW__RATE_PER_S", "0");
+        world.settings.flow.probe_max_ms = 100;
         world
     }
 
@@ -144,7 +145,7 @@ macro_rules! scenarios {
     ($($module:ident: $preset:ident { $($file:ident::$scenario:ident)* })+) => {$(
         mod $module {
             scenarios! { in $preset:
-                arrival::leads_arrive_as_the_api_documents_them
+                arrival::leads_and_log_ins_arrive_as_the_api_documents_them
                 arrival::a_lead_without_a_mandatory_field_is_invalid_and_never_posted
                 credentials::a_wrong_credential_costs_no_lead_and_the_worker_says_what_to_check
                 pace::leads_that_meet_the_rate_limit_wait_for_their_time_and_go_out_once
@@ -167,20 +168,16 @@ macro_rules! scenarios {
 
 scenarios! {
     seven_targets: SEVEN_TARGETS {
-        arrival::the_log_in_and_the_log_out_are_as_the_api_documents_them
         tokens::leads_outlive_tokens_that_die_before_their_announced_end
         tokens::a_token_is_renewed_before_its_announced_end_and_no_post_meets_a_dead_one
         tokens::a_revocation_in_the_middle_of_the_flow_costs_a_log_in_and_no_lead
         answers::what_the_api_itself_finds_wrong_with_a_lead_is_its_reason
     }
     seven_targets_2024: SEVEN_TARGETS_2024 {
-        arrival::the_log_in_and_the_log_out_are_as_the_api_documents_them
         tokens::leads_outlive_tokens_that_die_before_their_announced_end
-        tokens::a_token_is_renewed_before_its_announced_end_and_no_post_meets_a_dead_one
         tokens::a_revocation_in_the_middle_of_the_flow_costs_a_log_in_and_no_lead
     }
     squadrun: SQUADRUN {
-        arrival::the_log_in_and_the_log_out_are_as_the_api_documents_them
         tokens::leads_outlive_tokens_that_die_before_their_announced_end
         tokens::a_token_is_renewed_before_its_announced_end_and_no_post_meets_a_dead_one
         tokens::a_revocation_in_the_middle_of_the_flow_costs_a_log_in_and_no_lead
@@ -192,7 +189,6 @@ scenarios! {
         pace::by_itself_it_keeps_below_the_documented_hundred_a_minute
     }
     kaisa: KAISA {
-        arrival::the_log_in_and_the_log_out_are_as_the_api_documents_them
         tokens::leads_outlive_tokens_that_die_before_their_announced_end
         tokens::a_token_is_renewed_before_its_announced_end_and_no_post_meets_a_dead_one
         tokens::a_revocation_in_the_middle_of_the_flow_costs_a_log_in_and_no_lead
@@ -204,7 +200,6 @@ scenarios! {
         answers::what_the_api_itself_finds_wrong_with_a_lead_is_its_reason
     }
     paya_session: PAYA_SESSION {
-        arrival::the_log_in_and_the_log_out_are_as_the_api_documents_them
         tokens::leads_outlive_tokens_that_die_before_their_announced_end
         tokens::a_session_lives_on_while_it_is_used_and_one_that_was_idle_is_not_used
         tokens::a_revocation_in_the_middle_of_the_flow_costs_a_log_in_and_no_lead
