@@ -54,6 +54,10 @@ fn arrival(preset: &str) -> Arrival {
                     r#"[{"lead_id":"$lead_id","phone_number":"15550101","contact_name":"Ann Lee","email":"ann@example.com"}]"#,
                 ),
                 (
+                    r#"{"lead_id":"","phone_number":" ","phone":"+15550104","contact_name":"","name":"Ann","plan":""}"#,
+                    r#"[{"lead_id":"$lead_id","phone_number":"+15550104","contact_name":"Ann","plan":""}]"#,
+                ),
+                (
                     r#"{"lead_id":4711,"phone_number":"+15550102","phone":"+15550103","contact_name":"Ann Lee","name":"Ann","state_code":"NY","ebr_datetime":"2026-01-01 10:00","affiliate_id":7,"email":"ann@example.com","plan":{"size":1.10}}"#,
                     r#"[{"lead_id":"4711","phone_number":"+15550102","contact_name":"Ann Lee","state_code":"NY","ebr_datetime":"2026-01-01 10:00","affiliate_id":7,"email":"ann@example.com","plan":{"size":1.10}}]"#,
                 ),
@@ -64,6 +68,7 @@ fn arrival(preset: &str) -> Arrival {
             remote_id: Some("/customers/0/customer_id"),
             examples: vec![
                 (r#"{"name":"Zoë & Söhne = 100 %"}"#, r#"{"name":"Zoë & Söhne = 100 %","custnr":"$lead_id"}"#),
+                (r#"{"name":"Bob","custnr":" ","email":""}"#, r#"{"name":"Bob","custnr":"$lead_id"}"#),
                 (
                     r#"{"name":"Ann","custnr":4711,"email":"ann@example.com","corporateid":"C-1","receive_monthly_report":1,"freespee_caller_id":0,"whisper":1,"custom_1":"one","custom_9":"nine","custom_10":"ten","custom_20":"twenty","custom_2":null,"custom_0":"no","custom_21":"no","custom_":"no","phone":"+15550100","assistantId":61}"#,
                     r#"{"name":"Ann","custnr":"4711","email":"ann@example.com","corporateid":"C-1","receive_monthly_report":"1","freespee_caller_id":"0","whisper":"1","custom_1":"one","custom_9":"nine","custom_10":"ten","custom_20":"twenty"}"#,
@@ -81,6 +86,14 @@ fn arrival(preset: &str) -> Arrival {
                 (
                     r#"{"name":"Ann","lastName":"Lee","phone":"+1 (555) 010-0199","company":"Acme"}"#,
                     r#"{"contact":{"location_id":"sandbox-location-0000000001","last_name":"Lee","first_name":"Ann","contact_api_id":"$lead_id","cell_phone":"5550100199","company_name":"Acme"}}"#,
+                ),
+                (
+                    r#"{"last_name":"","lastName":" ","name":"Ng","email":"","phone":"","cell_phone":" ","zip":"","contact_api_id":""}"#,
+                    r#"{"contact":{"location_id":"sandbox-location-0000000001","last_name":"Ng","contact_api_id":"$lead_id"}}"#,
+                ),
+                (
+                    r#"{"name":"Lee","contact_api_id":4711}"#,
+                    r#"{"contact":{"location_id":"sandbox-location-0000000001","last_name":"Lee","contact_api_id":"4711"}}"#,
                 ),
                 (
                     r#"{"first_name":"Ann","last_name":"Lee","name":"other","lastName":"other","email":"ann@example.com","cell_phone":"555-010-0199","phone":"555-010-0100","home_phone":"555.010.0198","office_phone":5550100197,"address":"1 Main St","city":"Ann Arbor","state":"MI","zip":"48104","company_name":"Acme","company":"other","account_number":"A-1","contact_api_id":"crm-17","contact_c1":"one","contact_c2":"two","contact_c3":"three","date_of_birth":"1990-12-31","email_trx_receipt":1,"header_message":"hello","plan":"gold","location_id":"elsewhere","update_if_exists":1}"#,
@@ -286,6 +299,7 @@ pub async fn a_lead_without_a_mandatory_field_is_invalid_and_never_posted(preset
             (r#"{"first_name":"Ann","email":"ann@example.com"}"#, &["last_name"]),
             (r#"{"name":"","lastName":" ","last_name":null}"#, &["last_name"]),
             (r#"{"last_name":"Lee","address":["1 Main St"]}"#, &["address"]),
+            (r#"{"last_name":"Lee","contact_api_id":"0123456789012345678901234567890123456"}"#, &[""]),
         ],
     };
     let world = preset.world().await;

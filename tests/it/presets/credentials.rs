@@ -11,7 +11,7 @@ type Wrong = (fn(&mut Tuning), &'static str, &'static str);
 const SECRET: Wrong = (
     |tuning| tuning.client_secret = "another-secret".to_owned(),
     "invalid_client",
-    "check destination.auth.client_id and client_secret",
+    "check destination.auth.client_id, client_secret and client_auth",
 );
 const CLIENT: Wrong = (|tuning| tuning.client_id = "another-client".to_owned(), SECRET.1, SECRET.2);
 const PASSWORD: Wrong = (
@@ -78,6 +78,7 @@ pub async fn a_wrong_credential_costs_no_lead_and_the_worker_says_what_to_check(
         assert!(said.contains(says), "{said:?} does not say {says:?}");
         assert!(api.contains(says), "{api:?} does not say {says:?}");
         worker.until_said(&format!("code={code}")).await;
+        worker.until_said(says).await;
         let posts = world.sandbox.journal().posts();
         let since = &posts[usize::try_from(before.posts).unwrap()..];
         assert!(since.iter().all(|post| post.status.is_none_or(|status| status == preset.refusal)), "{since:?}");
