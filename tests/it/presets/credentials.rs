@@ -62,8 +62,8 @@ pub async fn a_wrong_credential_costs_no_lead_and_the_worker_says_what_to_check(
         }
         let worker = worker.as_ref().unwrap();
         let before = world.sandbox.journal().counts();
-        preset.publish_many(&world, &format!("ann{leads}x"), 3).await;
-        leads += 3;
+        let ids = preset.publish_many(&world, &format!("ann{leads}x"), 3).await;
+        leads += ids.len();
         let (api, token) = until_paused(&world, worker).await;
         // It asks again, and gets the same answer.
         let asks = |pages: &leadpost::sandbox::Pages| {
@@ -95,12 +95,7 @@ pub async fn a_wrong_credential_costs_no_lead_and_the_worker_says_what_to_check(
         }
 
         world.sandbox.tune(|tuning| *tuning = right.clone());
-        world
-            .until("all are delivered", async || {
-                world.pass(std::time::Duration::from_secs(60)).await;
-                ended(&world).await == i64::try_from(leads).unwrap()
-            })
-            .await;
+        world.until_all_delivered(&ids).await;
         world.until("all is well again", async || readiness(worker).await.0 == 200).await;
     }
     assert_eq!(attempts(&world, "systemic").await > 0, is_fixed, "a token that is not given is no attempt");

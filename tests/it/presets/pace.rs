@@ -43,12 +43,7 @@ pub async fn leads_that_meet_the_rate_limit_wait_for_their_time_and_go_out_once(
         (tuning.rate_limit_per_min, tuning.rate_limit_per_s, tuning.capacity) = (None, None, None);
         tuning.latency = Duration::ZERO;
     });
-    world
-        .until("all are delivered", async || {
-            world.pass(Duration::from_secs(60)).await;
-            super::ended(&world).await == i64::try_from(LEADS).unwrap()
-        })
-        .await;
+    world.until_all_delivered(&ids).await;
     let refused = attempts(&world, "retry").await;
     for id in &ids {
         let story = world.story(*id).await;
