@@ -189,6 +189,8 @@ impl Answers {
             Outcome::Retry(reason(), answer.retry_after)
         } else if rules.systemic.contains(status) {
             Outcome::Systemic(reason())
+        } else if (200..300).contains(&status) && is_page(answer) {
+            Outcome::Systemic(page(status))
         } else {
             // 5xx by default, and whatever no set names: nothing may be claimed about it.
             Outcome::Uncertain(reason())

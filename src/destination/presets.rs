@@ -20,7 +20,8 @@ fn answered(status: u16, body: &str) -> Exchange {
 fn answers_are_read_as_the_api_means_them_and_no_fault_of_the_set_up_is_a_leads() {
     let squad = [
         (201, "", "delivered"),
-        (200, "<html>Log in</html>", "uncertain"),
+        (200, "<html>Log in</html>", "systemic"),
+        (200, "[]", "uncertain"),
         (400, r#"{"phone_number":["is not valid"]}"#, "rejected"),
         (400, r#"{"lead_id":["already exists"]}"#, "duplicate"),
         (401, "", "unauthorized"),

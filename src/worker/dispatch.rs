@@ -256,7 +256,7 @@ impl Trip<'_> {
             self.dispatch.metrics.posting.dec();
             let outcome = match outcome {
                 Outcome::Unauthorized(reason) if tokens.is_fixed() => {
-                    Outcome::Systemic(reason.preceded_by(&format!("the credentials are refused; {}", tokens.hint())))
+                    Outcome::Systemic(reason.preceded_by(&format!("the credentials are refused ({})", tokens.hint())))
                 }
                 Outcome::Unauthorized(reason)
                     if former > 0 && (tokens.is_current(&token) || former == MAX_FORMER_TOKENS) =>

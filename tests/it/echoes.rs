@@ -133,8 +133,7 @@ async fn keeps_its_secrets(kind: &str, pairs: &[(&str, &str)], encoded: &[String
         ["/find?key={key}", "/token", "/session", "/revoke", "/end/{token}"].map(|path| port.url(path));
     let mut all = vec![
         ("RECONCILE__URL", find.as_str()),
-        ("RECONCILE__FOUND", ".found"),
-        ("RECONCILE__REMOTE_ID", "/id"),
+        ("RECONCILE__FOUND", "if .found then .id else false end"),
         ("RESPONSE__REASON", "/errors"),
     ];
     let is_fetched = pairs.iter().any(|(name, _)| ["AUTH__CLIENT_SECRET", "AUTH__PASSWORD"].contains(name));

@@ -118,7 +118,7 @@ async fn a_way_that_the_endpoint_does_not_want_is_reported_with_what_to_check() 
 async fn a_wrong_password_is_reported_with_what_to_check() {
     for (preset, says) in [
         ("squadrun", "check destination.auth.username and password"),
-        ("paya-session", "check destination.auth.username, password and parameters"),
+        ("paya-session", "check destination.auth.username, password, parameters and headers"),
     ] {
         let mut world = World::unlimited(preset).await;
         world.set(&[("AUTH__PASSWORD", "not-the-password")]);

@@ -104,7 +104,13 @@ fn set_up(preset: &str) -> &'static [Answer] {
             LOG_IN_PAGE,
         ],
         "squadiq" => &[
-            (403, HTML, "<h1>403 Forbidden</h1>", "systemic 403", "the credentials are refused: the API answered 403"),
+            (
+                403,
+                HTML,
+                "<h1>403 Forbidden</h1>",
+                "systemic 403",
+                "the credentials are refused (check destination.auth.bearer_token): the API answered 403",
+            ),
             (405, JSON, r#"{"detail":"Method not allowed."}"#, "systemic 405", "Method not allowed."),
             LOG_IN_PAGE,
         ],

@@ -22,16 +22,19 @@ const PASSWORD: Wrong = (
 const BEARER: Wrong = (
     |tuning| tuning.bearer_token = "another-bearer-token".to_owned(),
     "http_403",
-    "the credentials are refused: the API answered 403",
+    "the credentials are refused (check destination.auth.bearer_token): the API answered 403",
 );
 const API_KEY: Wrong = (
     |tuning| tuning.user_api_key = "another-key".to_owned(),
     "http_401",
-    "the credentials are refused: the API answered 401",
+    "the credentials are refused (check destination.auth.api_key_id, api_key and headers): the API answered 401",
 );
 const DEVELOPER: Wrong = (|tuning| tuning.developer_id = "another-developer".to_owned(), API_KEY.1, API_KEY.2);
-const SESSION: Wrong =
-    (PASSWORD.0, "token_refused", "the log-in answered 401; check destination.auth.username, password and parameters");
+const SESSION: Wrong = (
+    PASSWORD.0,
+    "token_refused",
+    "the log-in answered 401; check destination.auth.username, password, parameters and headers",
+);
 
 fn wrongs(preset: &str) -> &'static [Wrong] {
     match preset {

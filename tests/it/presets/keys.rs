@@ -23,8 +23,8 @@ async fn leads_wait_for_a_key(preset: &Preset, world: &World, worker: &Process) 
     world.sandbox.tune(|tuning| *key_of(preset, tuning).0 = ANOTHER.to_owned());
     let waiting = preset.publish_many(world, "waiting", 5).await;
     let (api, token) = until_paused(world, worker).await;
-    let expected = format!("the credentials are refused: the API answered {}", preset.refusal);
-    assert!(api.contains(&expected), "{api:?}");
+    let refusal = format!("): the API answered {}", preset.refusal);
+    assert!(api.contains("the credentials are refused (check destination.auth.") && api.contains(&refusal), "{api:?}");
     assert_eq!(token, "credentials that do not change");
     worker.until_said("posts are paused").await;
     // Some of them are tried again and again, one at a time.
