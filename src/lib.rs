@@ -1,4 +1,4 @@
-//! leadpost takes lead messages from RabbitMQ, checks them, gets a token, posts each lead to a lead API, and writes down in
+//! leadpost takes lead messages from RabbitMQ, checks them, logs in, posts each lead to a lead API, and writes down in
 //! Postgres what happened, so that no lead is lost, none is posted twice without the ledger saying so, and any of them can be
 //! replayed.
 //!
@@ -34,7 +34,7 @@
 //! | [`telemetry`], [`lifecycle`] | log lines; signals to a drain |
 //! | [`reason`] | why something is as it is, in words that may be shown |
 //! | [`http`], [`schedule`] | the one place where HTTP clients are built; delays between attempts |
-//! | [`lead`] | pure: bytes to a lead, or to all that is wrong with them; which lead a message is about |
+//! | [`lead`] | pure: bytes to a lead and the body that is posted, or to all that is wrong with them; which lead a message is about |
 //! | [`broker`] | RabbitMQ: supervise, consume, acknowledge, publish. The only module that names `lapin` |
 //! | [`ledger`] | Postgres: accept, claim, settle, requeue, browse, verify. The only module that names `sqlx` |
 //! | [`auth`] | logging in: one file per way of it, one cache for all |

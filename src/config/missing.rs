@@ -104,6 +104,8 @@ pub fn missing(destination: &Destination) -> Vec<Missing> {
             }
         }
     }
+    // Who we are first, an id before its secret, then what the API wants besides.
+    missing.sort_by_key(|missing| (!missing.key.starts_with("destination.auth."), missing.has_file));
     missing
 }
 

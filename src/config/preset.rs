@@ -117,6 +117,20 @@ mod tests {
     }
 
     #[test]
+    fn presets_of_one_api_differ_in_their_log_in_alone() {
+        let of = |name: &str| {
+            let flags = vec![("destination.preset".to_owned(), name.to_owned())];
+            settings(&Source { flags, ..Source::of_nothing() })["destination"].clone()
+        };
+        for key in ["mandatory", "optional", "request", "response", "reconcile"] {
+            assert_eq!(of("paya")[key], of("paya-session")[key], "{key}");
+        }
+        for pointer in ["/mandatory", "/optional", "/request/jq", "/response"] {
+            assert_eq!(of("squadrun").pointer(pointer), of("squadiq").pointer(pointer), "{pointer}");
+        }
+    }
+
+    #[test]
     fn a_preset_as_a_file_says_the_same_as_its_name() {
         for preset in PRESETS {
             let folder = tempfile::tempdir().expect("a folder");

@@ -49,10 +49,13 @@ impl Redactor {
                 redactor.add(&STANDARD.encode(format!("{}:{}", form(id), form(secret.expose()))));
             }
         }
-        // Whoever writes a key into a table instead of a placeholder does not want to read it in a log.
-        let literals = [&auth.headers, &auth.query, &auth.parameters].into_iter().flat_map(BTreeMap::values);
-        for literal in literals.filter(|template| template.len() >= MIN_LITERAL_BYTES && !template.starts_with('{')) {
-            redactor.add(literal);
+        // Whoever writes a key into a table or a URL, instead of a placeholder, does not want to read it in a log.
+        let tables = [&auth.headers, &auth.query, &auth.parameters, &destination.request.headers];
+        let in_tables = tables.into_iter().flat_map(BTreeMap::values).flat_map(|value| value.split_whitespace());
+        for literal in in_tables.chain(query_values(destination)) {
+            if literal.len() >= MIN_LITERAL_BYTES && !literal.starts_with('{') {
+                redactor.add(literal);
+            }
         }
         redactor
     }
@@ -154,6 +157,15 @@ impl Redactor {
     }
 }
 
+/// The values in the queries of URLs.
+fn query_values(destination: &Destination) -> impl Iterator<Item = &str> {
+    let auth = &destination.auth;
+    let urls =
+        [&auth.token_url, &auth.revoke_url, &auth.logout_url, &destination.request.url, &destination.reconcile.url];
+    let queries = urls.into_iter().filter_map(|url| url.split_once('?')).flat_map(|(_, query)| query.split('&'));
+    queries.filter_map(|pair| pair.split_once('=')).map(|(_, value)| value)
+}
+
 /// How a secret is written: as it is, in a form, in a URL (with capital and with small letters), in JSON (by those who escape
 /// slashes and by those who do not), and in HTML.
 fn spellings(secret: &str) -> [String; 8] {
@@ -226,7 +238,10 @@ mod tests {
         destination.auth.client_id = "id".to_owned();
         destination.auth.client_secret = Secret::new("hunter 2/\"é");
         destination.auth.bearer_token = Secret::new("abc");
+        destination.request.headers.insert("x-key".to_owned(), "Key literal-1".to_owned());
+        destination.request.url = "https://h/leads?api_key=literal-2&tenant={tenant_name}".to_owned();
         let redactor = Redactor::of(&destination).and(["token-1"]);
+        assert_eq!(redactor.clean("literal-1, literal-2, {tenant_name}"), "***, ***, {tenant_name}");
         let echoes = [
             "hunter 2/\"é".to_owned(),
             "hunter+2%2F%22%C3%A9".to_owned(),

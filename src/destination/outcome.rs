@@ -2,7 +2,7 @@
 //!
 //! Pure: an [`Exchange`] and the destination's [`Answers`] give an [`Outcome`]. The order of the rules is the order of the sets in
 //! [`ResponseRules`]; every status from 100 to 599 has exactly one outcome. A test on the body refines it: a success status may
-//! say otherwise in its body, a rejection may say that the lead is there already.
+//! say otherwise in its body; a refusal may say that the lead is there already, or that it speaks of the set-up.
 
 // A new variant must be decided about, not swept up.
 #![warn(clippy::wildcard_enum_match_arm)]
@@ -132,7 +132,7 @@ impl Test {
     pub(super) fn run(&self, answer: &Answer, values: &[Json]) -> Option<Json> {
         let status = Json::read(answer.status.to_string().as_bytes()).ok()?;
         let body = Json::read(&answer.body).ok()?;
-        let arguments = [&[status], values, &[self.variables.clone()]].concat();
+        let arguments = [&[status], values, std::slice::from_ref(&self.variables)].concat();
         self.program.run(body, &arguments).ok()
     }
 

@@ -12,7 +12,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::SystemTime;
 
 use bytes::Bytes;
-use http::header::{LOCATION, RETRY_AFTER};
+use http::header::{LOCATION, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::request::Parts;
 use http::{HeaderValue, Request, Response, StatusCode};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
@@ -265,6 +265,9 @@ fn status_reply(answer: &StatusAnswer) -> Reply {
     };
     if let Some(content_type) = answer.content_type.as_ref().and_then(|value| HeaderValue::try_from(value).ok()) {
         reply = reply.of_type(content_type);
+    }
+    if let Some(value) = answer.www_authenticate.as_ref().and_then(|value| HeaderValue::try_from(value).ok()) {
+        reply = reply.with(WWW_AUTHENTICATE, value);
     }
     match answer.retry_after.as_ref().and_then(|retry_after| retry_after.value(SystemTime::now())) {
         Some(value) => reply.with(RETRY_AFTER, value),

@@ -5,6 +5,7 @@
 //! {"kind": "latency", "delay_ms": 50, "delay_max_ms": 200}
 //! {"kind": "status", "status": 503, "retry_after": 2}
 //! {"kind": "status", "status": 429, "retry_after": {"date_in_s": 60}, "body": "<h1>Slow down</h1>", "content_type": "text/html"}
+//! {"kind": "status", "status": 401, "www_authenticate": "Basic realm=\"x\"", "on": "token"}
 //! {"kind": "reset", "on": "token"}
 //! {"kind": "latency", "delay_ms": 5000, "on": "query"}
 //! {"kind": "status", "status": 500, "on": "logout"}
@@ -46,6 +47,8 @@ pub(super) struct FaultDocument {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     retry_after: Option<RetryAfter>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    www_authenticate: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     body: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     content_type: Option<String>,
@@ -80,6 +83,7 @@ impl TryFrom<FaultDocument> for Fault {
             "status" => FaultKind::Status(StatusAnswer {
                 status: document.status.take().ok_or("a fault of kind status needs a status")?,
                 retry_after: document.retry_after.take(),
+                www_authenticate: document.www_authenticate.take(),
                 body: document.body.take(),
                 content_type: document.content_type.take(),
             }),
@@ -140,6 +144,7 @@ impl From<Fault> for FaultDocument {
             FaultKind::Status(answer) => {
                 document.status = Some(answer.status);
                 document.retry_after = answer.retry_after;
+                document.www_authenticate = answer.www_authenticate;
                 document.body = answer.body;
                 document.content_type = answer.content_type;
             }
@@ -176,6 +181,7 @@ mod tests {
     fn every_fault_survives_the_way_through_json() {
         let with_all = StatusAnswer {
             retry_after: Some(RetryAfter::Date { date_in_s: -5 }),
+            www_authenticate: Some("Basic realm=\"x\"".to_owned()),
             body: Some("<h1>no</h1>".to_owned()),
             content_type: Some("text/html".to_owned()),
             ..StatusAnswer::new(502)
@@ -223,6 +229,6 @@ mod tests {
     fn every_example_of_the_module_page_is_a_fault() {
         let examples = include_str!("fault_json.rs").lines().filter_map(|line| line.strip_prefix("//! {"));
         let faults = examples.map(|rest| serde_json::from_str::<Fault>(&format!("{{{rest}")).unwrap());
-        assert_eq!(faults.count(), 15);
+        assert_eq!(faults.count(), 16);
     }
 }

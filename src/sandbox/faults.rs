@@ -70,6 +70,8 @@ pub struct StatusAnswer {
     pub status: u16,
     /// Its `Retry-After`.
     pub retry_after: Option<RetryAfter>,
+    /// Its `WWW-Authenticate`.
+    pub www_authenticate: Option<String>,
     /// Its body; without one, a JSON object with the status' usual name as `message`.
     pub body: Option<String>,
     /// Its content type; without one, `application/json`.
@@ -235,7 +237,7 @@ impl Fault {
 impl StatusAnswer {
     /// This status and nothing else said.
     pub fn new(status: u16) -> Self {
-        Self { status, retry_after: None, body: None, content_type: None }
+        Self { status, retry_after: None, www_authenticate: None, body: None, content_type: None }
     }
 }
 

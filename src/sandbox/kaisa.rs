@@ -3,7 +3,7 @@
 //! Sources: the vendor's pages name the parameters of a token request (as JSON or as a form, never HTTP Basic), its
 //! lifetime, the fields of a customer with their lengths, and that parameters are sent url-encoded; the vendor's own
 //! clients show the envelope of an answer, `{"errors": [..]}` and the ping, and that a client looks for `errors`
-//! whatever the status. Made up: the answer to a token request (that of RFC 6749), that errors come with status 200,
+//! whatever the status. Made up: the answer to a token request (that of RFC 6749), that a token goes as Bearer, that errors come with status 200,
 //! the page with status 415 for a body of another type, that unknown parameters are ignored, and the wording.
 
 use std::collections::HashMap;

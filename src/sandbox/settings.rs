@@ -234,11 +234,11 @@ pub enum Profile {
     #[serde(rename = "squadiq")]
     #[value(name = "squadiq")]
     SquadIq,
-    /// Kaisa, formerly Freespee: leads as forms, errors with status 200
+    /// Kaisa, formerly Freespee: customers as forms, errors with status 200
     #[serde(rename = "kaisa")]
     #[value(name = "kaisa")]
     Kaisa,
-    /// Paya Connect, formerly Zeamster: API keys, or sessions that live on while used
+    /// Paya Connect, formerly Zeamster: API keys, or sessions that live on while used (paya-session)
     #[serde(rename = "paya")]
     #[value(name = "paya", alias = "paya-session")]
     Paya,

@@ -3,7 +3,7 @@
 //! ```text
 //!   slot ──> gate ──> token ──> in doubt? ask whether it arrived ──> post ──> settle
 //!             ^                      │ absent: go on      │ unauthorized: drop the token,
-//!             └──────────────────────┴────────────────────┘ and once more with another
+//!             └──────────────────────┴────────────────────┘ and again with another
 //! ```
 
 use std::panic::AssertUnwindSafe;
@@ -239,7 +239,8 @@ impl Trip<'_> {
         Ok(self.conclude(&outcome))
     }
 
-    /// Makes a request; if its token is not accepted, once more with another one. `Err`: the lead is handed back.
+    /// Makes a request; if its token is not accepted, again with another one, at most [`MAX_FORMER_TOKENS`] times. `Err`: the lead
+    /// is handed back.
     ///
     /// A token that was replaced while the request was under way says nothing about the set-up: a refresh kills the former token
     /// at some APIs. One that is refused although it is the newest does.

@@ -3,8 +3,8 @@
 //! ```text
 //!            intake                      dispatch                      settle
 //!   queue ──> decode, validate, ──────> a task per lead: slot, ──────> attempts and states of
-//!   ledger    accept or claim            token, post, classify          many leads, fenced
-//!   (due)     then acknowledge
+//!   ledger    accept or claim            token, perhaps ask,            many leads, fenced
+//!   (due)     then acknowledge           post, classify
 //!                                   upkeep: heartbeat, leases that ran out
 //! ```
 //!
@@ -64,7 +64,7 @@ pub enum StartError {
     /// The HTTP clients.
     #[error(transparent)]
     Http(#[from] ClientError),
-    /// What a lead is.
+    /// An expression of the destination does not compile.
     #[error("{0}")]
     Rules(String),
 }

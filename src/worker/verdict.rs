@@ -108,9 +108,9 @@ impl Policy {
                 reason: Some(reason.text.clone()),
                 ..End::default()
             }),
-            // A post follows; without one, there is no hurry.
             Outcome::Duplicate(reason) => end(LeadState::Duplicate, reason),
             Outcome::Rejected(reason) => end(LeadState::Rejected, reason),
+            // After Absent a post follows under the same lease; what is next is that post's to say.
             Outcome::Absent(reason)
             | Outcome::Unauthorized(reason)
             | Outcome::Systemic(reason)

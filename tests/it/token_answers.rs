@@ -59,6 +59,16 @@ async fn refusals_are_told_with_what_to_check_and_end_by_themselves() {
             "401 invalid_client; check destination.auth.client_id",
         ),
         (
+            // As RFC 6749, section 5.2 wants it.
+            "challenged",
+            Fault::answer(StatusAnswer {
+                www_authenticate: Some("Basic realm=\"x\"".to_owned()),
+                body: Some(r#"{"error":"invalid_client"}"#.to_owned()),
+                ..StatusAnswer::new(401)
+            }),
+            "401 invalid_client; check destination.auth.client_id",
+        ),
+        (
             "described",
             answer(400, r#"{"error":"invalid_client","error_description":"no\nsuch  client"}"#),
             "400 invalid_client (no such client); check",
