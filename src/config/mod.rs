@@ -15,6 +15,7 @@ mod auth;
 mod check;
 mod destination;
 mod env;
+mod expressions;
 mod keys;
 mod lists;
 mod missing;
@@ -23,6 +24,7 @@ mod ranges;
 mod redact;
 mod response;
 mod secret;
+mod shown;
 mod source;
 mod status;
 mod template;
@@ -34,11 +36,13 @@ use serde::{Deserialize, Serialize};
 pub use auth::{Auth, AuthKind, ClientAuth, LifetimeUnit, TokenIn};
 pub use check::{check, need_amqp_url, need_postgres_url};
 pub use destination::{BodyFormat, Destination, Method, OnUncertain, Reconcile, Request};
+pub use expressions::{ANSWER_VARIABLES, FOUND_VARIABLES, LEAD_VARIABLES};
 pub use keys::known_keys;
-pub use missing::{ANSWER_VARIABLES, FOUND_VARIABLES, LEAD_VARIABLES, Missing, missing, url_values, values};
+pub use missing::{Missing, missing, url_values, values};
 pub use redact::Redactor;
 pub use response::ResponseRules;
 pub use secret::Secret;
+pub use shown::shown;
 pub use source::{ConfigError, Source};
 pub use status::StatusSet;
 pub use template::{Values, fill_in, fill_in_url};
@@ -319,50 +323,6 @@ pub struct Shutdown {
 impl Default for Shutdown {
     fn default() -> Self {
         Self { grace_ms: 40_000 }
-    }
-}
-
-/// The settings as they may be shown: secrets hidden, and whatever else goes along with requests,
-/// unless it is a placeholder.
-pub fn shown(settings: &Settings) -> serde_json::Value {
-    let mut shown = serde_json::to_value(settings).unwrap_or_default();
-    for table in ["auth/headers", "auth/query", "auth/parameters", "request/headers"] {
-        let members = shown.pointer_mut(&format!("/destination/{table}")).and_then(serde_json::Value::as_object_mut);
-        for value in members.into_iter().flatten().map(|(_, value)| value) {
-            if value.as_str().is_some_and(|text| !text.is_empty() && !template::is_placeholder(text)) {
-                *value = "(set)".into();
-            }
-        }
-    }
-    for url in ["auth/token_url", "auth/revoke_url", "auth/logout_url", "request/url", "reconcile/url"] {
-        if let Some(value) = shown.pointer_mut(&format!("/destination/{url}")) {
-            *value = value.as_str().map(without_query_values).unwrap_or_default().into();
-        }
-    }
-    // What does not count for this way of logging in would only mislead.
-    let uses = settings.destination.auth.kind.uses();
-    if let Some(auth) = shown.pointer_mut("/destination/auth").and_then(serde_json::Value::as_object_mut) {
-        auth.retain(|key, _| ["kind", "headers", "query"].contains(&key.as_str()) || uses.contains(&key.as_str()));
-    }
-    without_nulls(&mut shown);
-    shown
-}
-
-/// A URL whose query has no values but placeholders.
-fn without_query_values(url: &str) -> String {
-    let Some((url, query)) = url.split_once('?') else { return url.to_owned() };
-    let pairs = query.split('&').map(|pair| match pair.split_once('=') {
-        Some((name, value)) if !template::is_placeholder(value) => format!("{name}=(set)"),
-        _ => pair.to_owned(),
-    });
-    format!("{url}?{}", pairs.collect::<Vec<_>>().join("&"))
-}
-
-/// TOML has no `null`: what is not set is left out.
-fn without_nulls(value: &mut serde_json::Value) {
-    if let serde_json::Value::Object(members) = value {
-        members.retain(|_, member| !member.is_null());
-        members.values_mut().for_each(without_nulls);
     }
 }
 

@@ -10,6 +10,7 @@ mod post;
 #[cfg(test)]
 mod presets;
 mod reconcile;
+mod words;
 
 pub use outcome::{Answers, Outcome};
 pub use post::LeadApi;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use url::Url;
 
-use super::super::missing::expressions;
+use super::super::expressions::expressions;
 use super::super::{
     Auth, AuthKind, Destination, Missing, ResponseRules, Settings, TokenIn, Values, fill_in, fill_in_url, missing,
     values,
