@@ -1,16 +1,21 @@
 //! A queue for each test, and a producer that can do what producers do.
 
+use std::sync::Mutex;
+
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
-use leadpost::lead::LeadId;
+use leadpost::lead::{LeadId, identify};
 use uuid::Uuid;
+
+use super::books::Confirmed;
 
 pub struct Broker {
     pub url: String,
     pub queue: String,
     pub channel: Channel,
     pub connection: Connection,
+    confirmed: Mutex<Vec<Confirmed>>,
 }
 
 /// A message with the properties that matter.
@@ -42,7 +47,7 @@ impl Broker {
         arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
         let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
         channel.queue_declare(queue.as_str().into(), options, arguments).await.unwrap();
-        Self { url, queue, channel, connection }
+        Self { url, queue, channel, connection, confirmed: Mutex::default() }
     }
 
     /// Makes the queue anew, with a limit of deliveries and without dead letters: what reaches it vanishes.
@@ -76,6 +81,13 @@ impl Broker {
             .await
             .unwrap();
         assert!(matches!(confirm, lapin::Confirmation::Ack(None)), "the message was not taken");
+        let id = identify(&self.queue, message.message_id.as_deref(), &message.body);
+        self.confirmed.lock().unwrap().push(Confirmed { id, body: message.body });
+    }
+
+    /// The messages that were confirmed so far, in order.
+    pub fn confirmed(&self) -> Vec<Confirmed> {
+        self.confirmed.lock().unwrap().clone()
     }
 
     /// How many messages wait in the queue; those that a consumer holds are not among them.
