@@ -37,28 +37,41 @@ impl Message {
 
 impl Broker {
     pub async fn create() -> Self {
-        let url = std::env::var("AMQP_URL")
-            .expect("AMQP_URL is not set; run scripts/test, or: eval \"$(scripts/services env)\"");
-        let connection = Connection::connect(&url, ConnectionProperties::default()).await.unwrap();
-        let channel = connection.create_channel().await.unwrap();
-        channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
+        Self::create_at(&amqp_url()).await
+    }
+
+    /// A queue on this server.
+    pub async fn create_at(url: &str) -> Self {
+        let (connection, channel) = connect(url).await.unwrap();
         let queue = format!("leadpost-test-{}", Uuid::new_v4().simple());
-        let mut arguments = FieldTable::default();
+        let broker = Self { url: url.to_owned(), queue, channel, connection, confirmed: Mutex::default() };
+        broker.declare(&[]).await;
+        broker
+    }
+
+    /// Declares the queue, with these arguments besides its type.
+    pub async fn declare(&self, arguments: &[(&str, i64)]) {
+        let pairs = arguments.iter().map(|(name, value)| ((*name).into(), AMQPValue::LongLongInt(*value)));
+        let mut arguments: FieldTable = pairs.collect::<std::collections::BTreeMap<_, _>>().into();
         arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
         let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
-        channel.queue_declare(queue.as_str().into(), options, arguments).await.unwrap();
-        Self { url, queue, channel, connection, confirmed: Mutex::default() }
+        self.channel.queue_declare(self.queue.as_str().into(), options, arguments).await.unwrap();
+    }
+
+    /// Deletes the queue, with all that is in it.
+    pub async fn delete(&self) {
+        self.channel.queue_delete(self.queue.as_str().into(), QueueDeleteOptions::default()).await.unwrap();
     }
 
     /// Makes the queue anew, with a limit of deliveries and without dead letters: what reaches it vanishes.
     pub async fn limit_deliveries(&self, limit: i64) {
-        let queue = || self.queue.as_str().into();
-        self.channel.queue_delete(queue(), QueueDeleteOptions::default()).await.unwrap();
-        let mut arguments = FieldTable::default();
-        arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
-        arguments.insert("x-delivery-limit".into(), AMQPValue::LongLongInt(limit));
-        let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
-        self.channel.queue_declare(queue(), options, arguments).await.unwrap();
+        self.delete().await;
+        self.declare(&[("x-delivery-limit", limit)]).await;
+    }
+
+    /// Connects again, after the server had let go, or has frozen.
+    pub async fn reconnect(&mut self) {
+        (self.connection, self.channel) = connect(&self.url).await.unwrap();
     }
 
     /// Publishes and waits for the confirm.
@@ -97,6 +110,19 @@ impl Broker {
             self.channel.queue_declare(self.queue.as_str().into(), options, FieldTable::default()).await.unwrap();
         queue.message_count()
     }
+}
+
+/// The RabbitMQ that tests share.
+pub fn amqp_url() -> String {
+    std::env::var("AMQP_URL").expect("AMQP_URL is not set; run scripts/test, or: eval \"$(scripts/services env)\"")
+}
+
+/// A connection, and a channel on it that confirms.
+pub async fn connect(url: &str) -> lapin::Result<(Connection, Channel)> {
+    let connection = Connection::connect(url, ConnectionProperties::default()).await?;
+    let channel = connection.create_channel().await?;
+    channel.confirm_select(ConfirmSelectOptions::default()).await?;
+    Ok((connection, channel))
 }
 
 impl Drop for Broker {

@@ -4,9 +4,11 @@ pub mod api;
 pub mod books;
 mod broker;
 mod database;
+pub mod flowing;
 mod process;
 mod raw;
 pub mod scene;
+pub mod servers;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,8 +25,9 @@ use tokio::task::JoinHandle;
 use uuid::Uuid;
 
 use broker::Broker;
-pub use broker::Message;
+pub use broker::{Message, amqp_url};
 use database::Database;
+pub use database::database_url;
 pub use process::{Process, get, run};
 
 /// Nothing in these tests takes longer unless it is broken.
@@ -64,9 +67,18 @@ impl World {
     pub async fn with(preset: &str, sandbox: SandboxSettings) -> Self {
         // Only the first call of the process can succeed, and one is enough.
         drop(rustls::crypto::ring::default_provider().install_default());
+        Self::made_of(preset, sandbox, Broker::create().await, Database::create().await)
+    }
+
+    /// A world on other servers than the usual ones, each named by its URL.
+    pub async fn at(amqp_url: &str, database_url: &str) -> Self {
+        drop(rustls::crypto::ring::default_provider().install_default());
+        let (broker, database) = (Broker::create_at(amqp_url).await, Database::create_at(database_url).await);
+        Self::made_of("7targets", SandboxSettings::default(), broker, database)
+    }
+
+    fn made_of(preset: &str, sandbox: SandboxSettings, broker: Broker, database: Database) -> Self {
         let sandbox = Sandbox::start(sandbox).unwrap();
-        let database = Database::create().await;
-        let broker = Broker::create().await;
         let destination = destination(preset, &sandbox);
         let env = destination.iter().cloned().collect();
         let mut settings = Source { file: Some("/dev/null".into()), env, ..Source::default() }.read().unwrap();

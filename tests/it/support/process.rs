@@ -63,11 +63,11 @@ impl World {
 
     /// Starts `leadpost run`, and waits until it says that it does.
     pub async fn worker(&self, arguments: &[&str]) -> Process {
-        self.worker_with(arguments, &[]).await
+        self.worker_as(arguments, &[]).await
     }
 
     /// The same, with further environment.
-    pub async fn worker_with(&self, arguments: &[&str], environment: &[(&str, &str)]) -> Process {
+    pub async fn worker_as(&self, arguments: &[&str], environment: &[(&str, &str)]) -> Process {
         let further = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
         let environment = self.environment().into_iter().chain(further).collect();
         let process = Process::start(&[&["run"], arguments].concat(), environment);

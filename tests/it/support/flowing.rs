@@ -1,0 +1,221 @@
+//! Leads that flow, through the real binary, while something is done to its neighbours.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use lapin::options::BasicPublishOptions;
+use lapin::{BasicProperties, Channel, Connection};
+use leadpost::lead::LeadId;
+use leadpost::ledger::{LeadState, Ledger};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::broker::connect;
+use super::{DEADLINE, Process, World};
+
+/// Between two leads.
+const EVERY: Duration = Duration::from_millis(25);
+
+/// A producer that hears nothing for so long connects again.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// The real binary complains so often in a second at most, whatever is wrong: each of its loops waits longer from try to try,
+/// and none of them is at it more often than a few times in the first second.
+const COMPLAINTS: f64 = 6.0;
+
+/// Timeouts that are shorter than the usual ones, so that all of them pass while a neighbour is frozen for seconds.
+pub const SHORT: [(&str, &str); 5] = [
+    ("LEADPOST__AMQP__HEARTBEAT_S", "2"),
+    ("LEADPOST__AMQP__TIMEOUT_MS", "1000"),
+    ("LEADPOST__POSTGRES__CONNECT_TIMEOUT_MS", "1000"),
+    ("LEADPOST__POSTGRES__STATEMENT_TIMEOUT_MS", "1000"),
+    ("LEADPOST__POSTGRES__LOCK_TIMEOUT_MS", "500"),
+];
+
+/// Publishes leads one after the other, each until it is confirmed.
+pub struct Producer {
+    confirmed: Arc<Mutex<Vec<LeadId>>>,
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl Producer {
+    pub fn start(url: &str, queue: &str) -> Self {
+        let (confirmed, stop) = (Arc::default(), CancellationToken::new());
+        let task = produce(url.to_owned(), queue.to_owned(), Arc::clone(&confirmed));
+        let stopped = stop.clone();
+        let task = tokio::spawn(async move {
+            stopped.run_until_cancelled_owned(task).await;
+        });
+        Self { confirmed, stop, task }
+    }
+
+    /// The leads of which the broker has said that it has them.
+    pub fn confirmed(&self) -> Vec<LeadId> {
+        self.confirmed.lock().unwrap().clone()
+    }
+
+    /// Publishes no more; says what was confirmed.
+    pub async fn stop(self) -> Vec<LeadId> {
+        self.stop.cancel();
+        self.task.await.unwrap();
+        self.confirmed.lock().unwrap().clone()
+    }
+}
+
+async fn produce(url: String, queue: String, confirmed: Arc<Mutex<Vec<LeadId>>>) {
+    let mut link = None;
+    for at in 0.. {
+        let id = LeadId(Uuid::new_v4());
+        // What is not confirmed may be there all the same, and is published again under its id.
+        loop {
+            if let Ok(Ok(true)) = timeout(PATIENCE, publish(&mut link, &url, &queue, id, at)).await {
+                break;
+            }
+            link = None;
+            tokio::time::sleep(4 * EVERY).await;
+        }
+        confirmed.lock().unwrap().push(id);
+        tokio::time::sleep(EVERY).await;
+    }
+}
+
+async fn publish(
+    link: &mut Option<(Connection, Channel)>,
+    url: &str,
+    queue: &str,
+    id: LeadId,
+    at: usize,
+) -> lapin::Result<bool> {
+    if link.is_none() {
+        *link = Some(connect(url).await?);
+    }
+    let Some((_, channel)) = link else { return Ok(false) };
+    let properties = BasicProperties::default().with_delivery_mode(2).with_message_id(id.to_string().into());
+    let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+    let body = World::lead(&format!("p{at}"));
+    let confirm = channel.basic_publish("".into(), queue.into(), options, body.as_bytes(), properties).await?.await?;
+    Ok(matches!(confirm, lapin::Confirmation::Ack(None)))
+}
+
+/// A worker at work, and a producer that keeps it so.
+pub struct Flowing {
+    pub world: World,
+    pub worker: Process,
+    pub producer: Producer,
+}
+
+/// When a fault struck, and what the worker had complained of before.
+pub struct Struck {
+    at: Instant,
+    complaints: usize,
+}
+
+impl Flowing {
+    /// Starts both, the worker with this environment besides the world's own, and waits until leads are delivered.
+    pub async fn start(world: World, environment: &[(&str, &str)]) -> Self {
+        let producer = Producer::start(&world.broker.url, &world.broker.queue);
+        let worker = world.worker_with(environment);
+        let flowing = Self { world, worker, producer };
+        flowing.until_delivering(0).await;
+        flowing
+    }
+
+    /// Waits until a lead is delivered of those that are confirmed after the first `skip`.
+    async fn until_delivering(&self, skip: usize) {
+        self.world
+            .until("a lead of those just published is delivered", async || {
+                let Some(id) = self.producer.confirmed().get(skip).copied() else { return false };
+                // The test's own connections may be broken, too.
+                let lead = self.world.ledger.show(id).await.ok().flatten();
+                lead.is_some_and(|lead| lead.state == LeadState::Delivered)
+            })
+            .await;
+    }
+
+    /// What `/readyz` says: the status, and the report.
+    pub async fn readyz(&self) -> (u16, serde_json::Value) {
+        let (status, _, body) = self.worker.ask("/readyz").await;
+        (status, serde_json::from_str(&body).unwrap())
+    }
+
+    /// Waits until `/readyz` says that this neighbour is at fault, and no other, with one of these words.
+    pub async fn until_blamed(&self, neighbour: &str, words: &[&str]) {
+        let mut last = serde_json::Value::Null;
+        let blaming = async {
+            loop {
+                let (status, report) = self.readyz().await;
+                let bad: Vec<_> = ["rabbitmq", "postgres", "token", "api"]
+                    .into_iter()
+                    .filter(|name| report[name]["ok"] == false)
+                    .collect();
+                let detail = report[neighbour]["detail"].as_str().unwrap_or_default();
+                if status == 503 && bad == [neighbour] && words.iter().any(|word| detail.contains(word)) {
+                    return;
+                }
+                last = report;
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let blamed = timeout(DEADLINE, blaming).await;
+        assert!(blamed.is_ok(), "/readyz does not blame {neighbour} alone with one of {words:?}: {last:#}");
+    }
+
+    /// How often the worker has complained so far.
+    fn complaints(&self) -> usize {
+        self.worker.said().lines().filter(|line| line.contains(" WARN ") || line.contains("ERROR ")).count()
+    }
+
+    /// A fault strikes now.
+    pub fn strikes(&self) -> Struck {
+        Struck { at: Instant::now(), complaints: self.complaints() }
+    }
+
+    /// The fault is over: the worker has not complained in a hot loop meanwhile, and without anybody's help it is ready and
+    /// delivers what is published from now on, within this time.
+    pub async fn comes_back(&self, struck: Struck, within: Duration) {
+        let (lasted, complaints) = (struck.at.elapsed(), self.complaints() - struck.complaints);
+        let most = COMPLAINTS * (1.0 + lasted.as_secs_f64());
+        assert!(complaints as f64 <= most, "{complaints} complaints in {lasted:?}:\n{}", self.worker.said());
+        let (since, skip) = (Instant::now(), self.producer.confirmed().len());
+        let back = async {
+            self.until_delivering(skip).await;
+            while self.readyz().await.0 != 200 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let back = timeout(within, back).await;
+        assert!(back.is_ok(), "not back after {:?}:\n{}", since.elapsed(), self.worker.said());
+    }
+
+    /// Publishes no more, and checks that each confirmed lead was delivered, and posted once unless the ledger has a doubt about
+    /// one of its posts; that the books balance, and that the queue is empty.
+    pub async fn finish(self) {
+        let Self { mut world, worker, producer } = self;
+        let ids = producer.stop().await;
+        world.ledger = Ledger::new(&world.settings, "test").unwrap();
+        world.until_all_delivered(&ids).await;
+        let sql = "select distinct lead_id from attempts where outcome = 'uncertain'";
+        let doubted: Vec<Uuid> = sqlx::query_scalar(sql).fetch_all(&world.database.pool).await.unwrap();
+        let doubted: HashSet<Uuid> = doubted.into_iter().collect();
+        for id in &ids {
+            let posts = world.posts(*id);
+            assert!(posts == 1 || posts > 1 && doubted.contains(&id.0), "{id} was posted {posts} times");
+        }
+        let said = worker.stop().await;
+        world.broker.reconnect().await;
+        assert_eq!(world.broker.depth().await, 0, "messages are left in the queue:\n{said}");
+        world.check_books().await;
+    }
+}
+
+impl World {
+    /// Starts `leadpost run` with further environment.
+    pub fn worker_with(&self, environment: &[(&str, &str)]) -> Process {
+        let more = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        Process::start(&["run"], self.environment().into_iter().chain(more).collect())
+    }
+}
