@@ -16,6 +16,7 @@ mod logins;
 mod outcomes;
 mod presets;
 mod privacy;
+mod proxy;
 mod readme;
 mod reconcile;
 mod refresh;

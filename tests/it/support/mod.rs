@@ -4,6 +4,7 @@ pub mod api;
 mod broker;
 mod database;
 mod process;
+pub mod proxy;
 mod raw;
 pub mod scene;
 
