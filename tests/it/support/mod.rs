@@ -6,6 +6,7 @@ mod broker;
 mod database;
 pub mod flowing;
 mod process;
+pub mod proxy;
 mod raw;
 pub mod scene;
 pub mod servers;
