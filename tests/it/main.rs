@@ -25,8 +25,11 @@ mod readme;
 mod reconcile;
 mod refresh;
 mod requeue;
+#[cfg(feature = "faults")]
+mod sabotage;
 mod sessions;
 mod support;
 mod token_answers;
 mod tokens;
 mod way;
+mod workers;
