@@ -29,6 +29,7 @@
 //!
 //! | module | what it does |
 //! |---|---|
+//! | [`fault`] | faults on purpose, for tests; empty in a release |
 //! | [`jq`] | jq expressions: from a lead to a body, tests on answers. The only module that names `jaq` |
 //! | [`config`] | file, environment and flags to settings that were checked as a whole; presets of lead APIs |
 //! | [`telemetry`], [`lifecycle`] | log lines; signals to a drain |
@@ -57,6 +58,7 @@ pub mod broker;
 pub mod cli;
 pub mod config;
 pub mod destination;
+pub mod fault;
 pub mod flow;
 pub mod http;
 pub mod jq;

@@ -33,5 +33,15 @@ pub fn init(log: &Log) -> Result<(), String> {
         LogFormat::Text => builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).try_init(),
         LogFormat::Json => builder.json().flatten_event(true).with_current_span(false).with_span_list(false).try_init(),
     };
-    started.map_err(|error| error.to_string())
+    started.map_err(|error| error.to_string())?;
+    std::panic::set_hook(Box::new(say_panic));
+    Ok(())
+}
+
+/// A panic's own words may quote what it stumbled over, such as a name that was cut in the middle of a character. Only those that stand
+/// in the source are shown.
+fn say_panic(panic: &std::panic::PanicHookInfo<'_>) {
+    let at = panic.location().map(ToString::to_string).unwrap_or_default();
+    let words = panic.payload().downcast_ref::<&'static str>().copied().unwrap_or("(left out, as it may quote a lead)");
+    tracing::error!(at, words, "a panic; this is a bug");
 }

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use super::connection::{Address, BrokerError, close, within};
 use super::inbox::{Link, Message, Receipt, Want, Wish};
+use crate::fault::{self, Point};
 use crate::schedule::Schedule;
 
 /// Between two tries to connect.
@@ -205,6 +206,10 @@ impl Supervisor {
                     Some(receipt) => {
                         self.acknowledge(receipt).await?;
                         self.session.acknowledged += 1;
+                        if fault::acks_badly() {
+                            let ack = channel.basic_ack(u64::MAX, BasicAckOptions::default());
+                            within(limit, "take an acknowledgement", ack).await?;
+                        }
                         if self.session.is_careful() && self.session.acknowledged >= CAREFUL {
                             return Ok(Ended::Renew);
                         }
@@ -264,6 +269,7 @@ impl Supervisor {
         }
         let ack = receipt.acker.ack(BasicAckOptions { multiple: true });
         if within(self.address.timeout, "take an acknowledgement", ack).await? {
+            fault::at(Point::Acknowledged);
             Ok(())
         } else {
             let text = "the channel had ended; the messages will come again and be recognized".to_owned();
@@ -279,6 +285,7 @@ impl Supervisor {
     }
 
     fn message(&self, delivery: lapin::message::Delivery) -> Message {
+        fault::at(Point::Received);
         let properties = &delivery.properties;
         let header = |name: &str| properties.headers().as_ref().and_then(|headers| headers.inner().get(name));
         Message {

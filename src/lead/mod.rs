@@ -132,11 +132,13 @@ pub enum Code {
     Unknown,
     /// The ledger cannot store the message with all its properties.
     Unstorable,
+    /// The check itself failed: a bug in leadpost.
+    WorkerPanic,
 }
 
 impl Code {
     /// All codes, for metrics that exist before the first violation does.
-    pub const ALL: [Code; 15] = [
+    pub const ALL: [Code; 16] = [
         Code::Empty,
         Code::TooLarge,
         Code::NotUtf8,
@@ -152,6 +154,7 @@ impl Code {
         Code::Conversion,
         Code::Unknown,
         Code::Unstorable,
+        Code::WorkerPanic,
     ];
 
     /// The code as it is stored and printed.
@@ -172,6 +175,7 @@ impl Code {
             Code::Conversion => "conversion",
             Code::Unknown => "unknown",
             Code::Unstorable => "unstorable",
+            Code::WorkerPanic => "worker_panic",
         }
     }
 }

@@ -11,6 +11,7 @@ use uuid::Uuid;
 use super::identity::{Decision, Known, decide};
 use super::model::{Arrival, Fate, LeadState, Leased, OnLock, Origin};
 use super::{Ledger, LedgerError, millis};
+use crate::fault::{self, Point};
 use crate::lead::LeadId;
 
 /// What is wrong with an invalid lead, in one word and one sentence each.
@@ -43,7 +44,9 @@ impl Ledger {
                     let given = HashSet::new();
                     let mut batch = Batch { ledger: &ledger, arrivals: &arrivals, lease, leased_at, given, on_lock };
                     let fates = batch.write(&mut transaction).await?;
+                    fault::at(Point::Accepting);
                     transaction.commit().await?;
+                    fault::at(Point::Accepted);
                     Ok(fates)
                 }
             })

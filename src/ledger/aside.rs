@@ -13,6 +13,7 @@ use uuid::Uuid;
 use super::accept::Batch;
 use super::model::{Arrival, OnLock};
 use super::{Ledger, LedgerError};
+use crate::fault::{self, Point};
 use crate::lead::{LeadId, Violation};
 
 /// How many are looked at in one transaction.
@@ -45,7 +46,10 @@ impl Ledger {
                     .bind(arrivals.iter().map(|arrival| arrival.replay).collect::<Vec<_>>())
                     .execute(&mut *transaction)
                     .await?;
-                    transaction.commit().await
+                    fault::at(Point::SettingAside);
+                    transaction.commit().await?;
+                    fault::at(Point::SetAside);
+                    Ok(())
                 }
             })
             .await
@@ -97,6 +101,7 @@ impl Ledger {
                     }
                     let absorbed = done.len();
                     sqlx::query("delete from aside where seq = any($1)").bind(done).execute(&mut *transaction).await?;
+                    fault::at(Point::Absorbing);
                     transaction.commit().await?;
                     Ok(absorbed)
                 }

@@ -3,18 +3,38 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::Row as _;
 use sqlx::postgres::PgRow;
+use sqlx::{AssertSqlSafe, Row as _};
 use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::model::{Attempt, Claimed, Doubts, End, Leased, Next, Origin, RequestKind, Settlement};
 use super::settle::{Write, write};
 use super::{Ledger, LedgerError, millis};
+use crate::fault::{self, Point, Rule};
 use crate::lead::LeadId;
 
 /// How many expired leases are dealt with in one transaction.
 const EXPIRED_BATCH: i64 = 500;
+
+const CLAIM: &str = "with due as ( \
+    select id from leads \
+    where destination = $1 and state = 'pending' and next_attempt_at <= now() and lease is null \
+    and id <> all($2) \
+    and ($7 or attempts = 0 or not exists (select 1 from attempts a \
+    where a.lead_id = leads.id and a.outcome = 'uncertain')) \
+    order by next_attempt_at limit $3 for update skip locked \
+    ) \
+    update leads l set leased_by = $4, lease = $5, changed_at = now(), \
+    next_attempt_at = now() + $6 * interval '1 millisecond' \
+    from due where l.id = due.id \
+    returning l.id, l.attempts, l.charged, l.suspected, \
+    l.attempts > 0 and exists (select 1 from attempts a \
+    where a.lead_id = l.id and a.outcome = 'uncertain') as in_doubt, \
+    extract(epoch from now() - l.budget_from)::float8 as age, l.body";
+
+/// What keeps a lead that is leased, or not yet due, from being claimed.
+const IS_FREE: &str = "next_attempt_at <= now() and lease is null";
 
 /// A lead whose lease ran out before it was settled.
 #[derive(Debug, Clone)]
@@ -47,33 +67,23 @@ impl Ledger {
                 async move {
                     let leased_at = Instant::now();
                     let mut transaction = pool.begin().await?;
-                    let rows = sqlx::query(
-                        "with due as ( \
-                             select id from leads \
-                             where destination = $1 and state = 'pending' and next_attempt_at <= now() and lease is null \
-                                 and id <> all($2) \
-                                 and ($7 or attempts = 0 or not exists (select 1 from attempts a \
-                                     where a.lead_id = leads.id and a.outcome = 'uncertain')) \
-                             order by next_attempt_at limit $3 for update skip locked \
-                         ) \
-                         update leads l set leased_by = $4, lease = $5, changed_at = now(), \
-                             next_attempt_at = now() + $6 * interval '1 millisecond' \
-                         from due where l.id = due.id \
-                         returning l.id, l.attempts, l.charged, l.suspected, \
-                             l.attempts > 0 and exists (select 1 from attempts a \
-                                 where a.lead_id = l.id and a.outcome = 'uncertain') as in_doubt, \
-                             extract(epoch from now() - l.budget_from)::float8 as age, l.body",
-                    )
-                    .bind(&*ledger.destination)
-                    .bind(&*avoid)
-                    .bind(i64::try_from(limit).unwrap_or(i64::MAX))
-                    .bind(&*ledger.worker)
-                    .bind(lease.0)
-                    .bind(millis(lease.1))
-                    .bind(doubts == Doubts::Included)
-                    .fetch_all(&mut *transaction)
-                    .await?;
+                    let rows = sqlx::query(AssertSqlSafe(fault::without(Rule::Lease, CLAIM, IS_FREE)))
+                        .bind(&*ledger.destination)
+                        .bind(&*avoid)
+                        .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+                        .bind(&*ledger.worker)
+                        .bind(lease.0)
+                        .bind(millis(lease.1))
+                        .bind(doubts == Doubts::Included)
+                        .fetch_all(&mut *transaction)
+                        .await?;
+                    if !rows.is_empty() {
+                        fault::at(Point::Claiming);
+                    }
                     transaction.commit().await?;
+                    if !rows.is_empty() {
+                        fault::at(Point::Claimed);
+                    }
                     rows.into_iter().map(|row| claimed(&row, lease.0, leased_at)).collect()
                 }
             })
@@ -148,7 +158,13 @@ impl Ledger {
                     for (worker, settlement) in &expired {
                         write(&mut transaction, Write::of(&[settlement], worker)).await?;
                     }
+                    if !expired.is_empty() {
+                        fault::at(Point::Expiring);
+                    }
                     transaction.commit().await?;
+                    if !expired.is_empty() {
+                        fault::at(Point::Expired);
+                    }
                     Ok(expired.into_iter().map(|(_, settlement)| settlement.id).collect())
                 }
             })

@@ -55,6 +55,7 @@ pub use verify::{Check, Verification};
 pub use workers::{Beat, WorkerRecord};
 
 use crate::config;
+use crate::fault::{self, Point};
 use pool::Pool;
 
 /// The migrations, embedded in the program.
@@ -183,11 +184,13 @@ impl Ledger {
             pool::connect(&options).await.map_err(failed)?;
             let pool = PgPoolOptions::new().max_connections(1).connect_with(options).await.map_err(failed)?;
             let before = applied(&pool).await.map_err(failed)?.len();
+            fault::at(Point::Migrating);
             MIGRATIONS.run(&pool).await.map_err(|error| match error {
                 // Somebody else holds the lock, or the connection broke: later.
                 MigrateError::Execute(error) => failed(error),
                 error => LedgerError::Schema(crate::reason::chain(&error)),
             })?;
+            fault::at(Point::Migrated);
             let after = applied(&pool).await.map_err(failed)?.len();
             pool.close().await;
             Ok(after - before)

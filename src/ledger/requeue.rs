@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use super::model::LeadState;
 use super::{Ledger, LedgerError};
+use crate::fault::{self, Point};
 use crate::lead::LeadId;
 
 /// Which leads.
@@ -138,7 +139,9 @@ impl Ledger {
                     if requeue.dry_run {
                         transaction.rollback().await?;
                     } else {
+                        fault::at(Point::Requeueing);
                         transaction.commit().await?;
+                        fault::at(Point::Requeued);
                     }
                     Ok(requeued)
                 }

@@ -3,12 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::{PgConnection, Row as _};
+use sqlx::{AssertSqlSafe, PgConnection, Row as _};
 use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::model::{LeadState, Next, OnLock, Settlement};
 use super::{Ledger, LedgerError, millis};
+use crate::fault::{self, Point, Rule};
 use crate::lead::{LeadId, Violation};
 
 /// How much of an answer is kept with its attempt.
@@ -60,7 +61,9 @@ impl Ledger {
                         });
                     }
                     let late = late.into_iter().map(|settlement| settlement.id).collect();
+                    fault::at(Point::Settling);
                     transaction.commit().await?;
+                    fault::at(Point::Settled);
                     Ok(Settled { late, busy })
                 }
             })
@@ -210,67 +213,70 @@ pub(super) fn violations_sentence(violations: &[Violation]) -> String {
     sentences.join("; ")
 }
 
+const WRITE: &str = "with s as ( \
+         select * from unnest($2::uuid[], $3::uuid[], $4::text[], $5::bigint[], $6::int[], $7::int[], $8::text[], $9::text[], \
+             $10::text[], $11::text[], $12::text[], $13::text[], $14::text[], $15::text[]) \
+             as s (id, lease, state, after_ms, made, charged, code, reason, violations, remote_id, remote_state, \
+                 remote_sub_state, next_schedule_time, warning) \
+     ), settled as ( \
+         update leads l set state = s.state, changed_at = now(), \
+             finished_at = case when s.state <> 'pending' then now() end, \
+             next_attempt_at = case when s.state = 'pending' then now() + s.after_ms * interval '1 millisecond' end, \
+             leased_by = null, lease = null, attempts = l.attempts + s.made, charged = l.charged + s.charged, \
+             code = s.code, reason = s.reason, violations = s.violations::jsonb, \
+             remote_id = coalesce(s.remote_id, l.remote_id), remote_state = coalesce(s.remote_state, l.remote_state), \
+             remote_sub_state = coalesce(s.remote_sub_state, l.remote_sub_state), \
+             next_schedule_time = coalesce(s.next_schedule_time, l.next_schedule_time), warning = s.warning \
+         from s where l.id = s.id and l.lease = s.lease and l.state = 'pending' \
+         returning l.id \
+     ), written as ( \
+         insert into attempts (lead_id, number, lease, worker, started_at, duration_ms, outcome, charged, http_status, code, \
+             reason, answer, retry_after_ms, request) \
+         select a.lead_id, a.number, a.lease, $1, now() - a.ago_ms * interval '1 millisecond', a.duration_ms, a.outcome, \
+             a.charged, a.http_status, a.code, a.reason, a.answer, a.retry_after_ms, a.request \
+         from unnest($16::uuid[], $17::uuid[], $18::int[], $19::bigint[], $20::int[], $21::text[], $22::bool[], \
+             $23::smallint[], $24::text[], $25::text[], $26::bytea[], $27::bigint[], $28::text[]) \
+             as a (lead_id, lease, number, ago_ms, duration_ms, outcome, charged, http_status, code, reason, answer, \
+                 retry_after_ms, request) \
+         join settled on settled.id = a.lead_id \
+     ) \
+     select id from settled";
+
+/// What keeps everybody but the holder of the lease from settling.
+const IS_OURS: &str = "l.lease = s.lease and l.state = 'pending'";
+
 /// Writes a batch, and says which leads were still ours.
 pub(super) async fn write(connection: &mut PgConnection, write: Write<'_>) -> Result<Vec<LeadId>, sqlx::Error> {
-    let rows = sqlx::query(
-        "with s as ( \
-             select * from unnest($2::uuid[], $3::uuid[], $4::text[], $5::bigint[], $6::int[], $7::int[], $8::text[], $9::text[], \
-                 $10::text[], $11::text[], $12::text[], $13::text[], $14::text[], $15::text[]) \
-                 as s (id, lease, state, after_ms, made, charged, code, reason, violations, remote_id, remote_state, \
-                     remote_sub_state, next_schedule_time, warning) \
-         ), settled as ( \
-             update leads l set state = s.state, changed_at = now(), \
-                 finished_at = case when s.state <> 'pending' then now() end, \
-                 next_attempt_at = case when s.state = 'pending' then now() + s.after_ms * interval '1 millisecond' end, \
-                 leased_by = null, lease = null, attempts = l.attempts + s.made, charged = l.charged + s.charged, \
-                 code = s.code, reason = s.reason, violations = s.violations::jsonb, \
-                 remote_id = coalesce(s.remote_id, l.remote_id), remote_state = coalesce(s.remote_state, l.remote_state), \
-                 remote_sub_state = coalesce(s.remote_sub_state, l.remote_sub_state), \
-                 next_schedule_time = coalesce(s.next_schedule_time, l.next_schedule_time), warning = s.warning \
-             from s where l.id = s.id and l.lease = s.lease and l.state = 'pending' \
-             returning l.id \
-         ), written as ( \
-             insert into attempts (lead_id, number, lease, worker, started_at, duration_ms, outcome, charged, http_status, code, \
-                 reason, answer, retry_after_ms, request) \
-             select a.lead_id, a.number, a.lease, $1, now() - a.ago_ms * interval '1 millisecond', a.duration_ms, a.outcome, \
-                 a.charged, a.http_status, a.code, a.reason, a.answer, a.retry_after_ms, a.request \
-             from unnest($16::uuid[], $17::uuid[], $18::int[], $19::bigint[], $20::int[], $21::text[], $22::bool[], \
-                 $23::smallint[], $24::text[], $25::text[], $26::bytea[], $27::bigint[], $28::text[]) \
-                 as a (lead_id, lease, number, ago_ms, duration_ms, outcome, charged, http_status, code, reason, answer, \
-                     retry_after_ms, request) \
-             join settled on settled.id = a.lead_id \
-         ) \
-         select id from settled",
-    )
-    .bind(write.worker)
-    .bind(write.ids)
-    .bind(write.leases)
-    .bind(write.states)
-    .bind(write.after_ms)
-    .bind(write.made)
-    .bind(write.charged)
-    .bind(write.codes)
-    .bind(write.reasons)
-    .bind(write.violations)
-    .bind(write.remote_ids)
-    .bind(write.remote_states)
-    .bind(write.remote_sub_states)
-    .bind(write.next_schedule_times)
-    .bind(write.warnings)
-    .bind(write.attempt_ids)
-    .bind(write.attempt_leases)
-    .bind(write.attempt_numbers)
-    .bind(write.attempt_ago_ms)
-    .bind(write.attempt_duration_ms)
-    .bind(write.attempt_outcomes)
-    .bind(write.attempt_charged)
-    .bind(write.attempt_statuses)
-    .bind(write.attempt_codes)
-    .bind(write.attempt_reasons)
-    .bind(write.attempt_answers)
-    .bind(write.attempt_retry_after_ms)
-    .bind(write.attempt_requests)
-    .fetch_all(connection)
-    .await?;
+    let rows = sqlx::query(AssertSqlSafe(fault::without(Rule::Fence, WRITE, IS_OURS)))
+        .bind(write.worker)
+        .bind(write.ids)
+        .bind(write.leases)
+        .bind(write.states)
+        .bind(write.after_ms)
+        .bind(write.made)
+        .bind(write.charged)
+        .bind(write.codes)
+        .bind(write.reasons)
+        .bind(write.violations)
+        .bind(write.remote_ids)
+        .bind(write.remote_states)
+        .bind(write.remote_sub_states)
+        .bind(write.next_schedule_times)
+        .bind(write.warnings)
+        .bind(write.attempt_ids)
+        .bind(write.attempt_leases)
+        .bind(write.attempt_numbers)
+        .bind(write.attempt_ago_ms)
+        .bind(write.attempt_duration_ms)
+        .bind(write.attempt_outcomes)
+        .bind(write.attempt_charged)
+        .bind(write.attempt_statuses)
+        .bind(write.attempt_codes)
+        .bind(write.attempt_reasons)
+        .bind(write.attempt_answers)
+        .bind(write.attempt_retry_after_ms)
+        .bind(write.attempt_requests)
+        .fetch_all(connection)
+        .await?;
     rows.into_iter().map(|row| row.try_get(0).map(LeadId)).collect()
 }

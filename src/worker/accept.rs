@@ -7,6 +7,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use super::check::check;
 use super::dispatch::InHand;
 use super::health::Health;
 use super::settle::AGAIN;
@@ -174,7 +175,7 @@ impl Accept {
     /// Accepts what was set aside before, as far as its locks are gone.
     pub(super) async fn absorb(&self) {
         let rules = Arc::clone(&self.rules);
-        match self.ledger.absorb(move |id, body| rules.check(id, body).err().unwrap_or_default()).await {
+        match self.ledger.absorb(move |id, body| check(&rules, id, body).err().unwrap_or_default()).await {
             Ok(0) => {}
             Ok(messages) => tracing::info!(messages, "accepted messages that had been set aside"),
             Err(error) if error.is_about_locks() => {}
@@ -189,7 +190,7 @@ impl Accept {
             self.metrics.max_delivery_count.set(delivered_before);
         }
         let id = identify(&self.queue, message.message_id.as_deref(), &message.body);
-        let (lead, violations) = match self.rules.check(id, &message.body) {
+        let (lead, violations) = match check(&self.rules, id, &message.body) {
             Ok(lead) => (Some(lead), Vec::new()),
             Err(violations) => (None, violations),
         };

@@ -16,9 +16,11 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::check::check;
 use super::verdict::{Facts, MAX_SUSPICIONS, Policy, again};
 use crate::auth::{AuthError, Token, Tokens};
 use crate::destination::{LeadApi, Outcome};
+use crate::fault::{self, Panic, Point};
 use crate::flow::{Change, Flow, Signal};
 use crate::http::Exchange;
 use crate::lead::{Lead, LeadId, LeadRules};
@@ -94,7 +96,7 @@ impl Dispatch {
         }
         let lead = match lead {
             Some(lead) => lead,
-            None => match self.rules.check(leased.id, &body) {
+            None => match check(&self.rules, leased.id, &body) {
                 Ok(lead) => lead,
                 Err(violations) if leased.in_doubt => {
                     return trip.unposted(Next::End(Policy::doubtful(&violations)));
@@ -111,6 +113,7 @@ impl Dispatch {
             },
         };
         let key = lead.key().filter(|_| leased.in_doubt).map(str::to_owned);
+        fault::panic_on(Panic::OnPost, &body);
         let body = lead.rebuilt().unwrap_or(body);
         let slot = self.flow.slots.acquire().await;
         let next = trip.send(body, key).await.unwrap_or_else(|next| *next);
@@ -248,12 +251,21 @@ impl Trip<'_> {
         let tokens = &self.dispatch.tokens;
         for former in 0.. {
             let token = self.token().await?;
+            fault::at(Point::Authorized);
             let started_at = Instant::now();
             self.dispatch.metrics.posting.inc();
             let (outcome, exchange) = match request {
-                Request::Post(body) => self.dispatch.api.post(self.leased.id, &token, body.clone()).await,
+                Request::Post(body) => {
+                    fault::at(Point::Posting);
+                    fault::soon_at(Point::Posted);
+                    self.dispatch.api.post(self.leased.id, &token, body.clone()).await
+                }
                 Request::Query(key) => self.dispatch.api.ask(&token, key).await,
             };
+            fault::at(match request {
+                Request::Post(_) => Point::Answered,
+                Request::Query(_) => Point::Queried,
+            });
             self.dispatch.metrics.posting.dec();
             let outcome = match outcome {
                 Outcome::Unauthorized(reason) if tokens.is_fixed() => {

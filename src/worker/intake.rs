@@ -25,6 +25,7 @@ use super::orphans::Orphans;
 use super::settle::AGAIN;
 use crate::broker::{Inbox, Link, Message, Want};
 use crate::config::Settings;
+use crate::fault::{self, Point, Rule};
 use crate::flow::{self, Admission, Flow};
 use crate::lead::{LeadId, LeadRules};
 use crate::ledger::{Doubts, Ledger, LedgerError};
@@ -424,6 +425,10 @@ impl Intake {
         permit: &mut Option<OwnedSemaphorePermit>,
         is_probe: bool,
     ) -> Result<(), LedgerError> {
+        if fault::breaks(Rule::CommitBeforeAck) {
+            batch.iter().for_each(|message| self.inbox.acknowledge(message.receipt()));
+            tokio::time::sleep(SHORT_PAUSE).await;
+        }
         let accepted = self.accept.accept(batch, Some(self.lease)).await;
         for receipt in accepted.receipts {
             self.inbox.acknowledge(receipt);
@@ -465,6 +470,7 @@ impl Intake {
                 // They are not acknowledged, so they return to the queue.
                 tracing::warn!(error = %chain(&error), "could not park the messages in hand; they return to their queue");
             }
+            fault::at(Point::Parked);
         }
         self.posts.close();
         self.posts.wait().await;

@@ -15,6 +15,7 @@
 //!   then the worker logs out and the connections close. Nothing that was accepted is only in memory.
 
 mod accept;
+mod check;
 mod dispatch;
 mod health;
 mod intake;
@@ -37,6 +38,7 @@ use crate::auth::{Login, Tokens};
 use crate::broker::{BrokerError, Inbox};
 use crate::config::Settings;
 use crate::destination::LeadApi;
+use crate::fault::{self, Point};
 use crate::flow::Flow;
 use crate::http::ClientError;
 use crate::lead::LeadRules;
@@ -227,6 +229,7 @@ impl Worker {
             }
         };
 
+        fault::at(Point::Stopping);
         let grace = Duration::from_millis(settings.shutdown.grace_ms);
         let drained = async {
             let mut failed = false;
@@ -240,6 +243,7 @@ impl Worker {
             () = tokio::time::sleep(grace) => Stopped::InAHurry,
             () = shutdown.now.cancelled() => Stopped::InAHurry,
         };
+        fault::at(Point::Drained);
         let bye = async {
             if let Err(error) = ledger.farewell().await {
                 tracing::debug!(error = %crate::reason::chain(&error), "could not remove the worker's row");

@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// From top to bottom: a module may use those before it.
-const ORDER: [&str; 18] = [
+const ORDER: [&str; 19] = [
+    "fault",
     "jq",
     "config",
     "telemetry",

@@ -8,6 +8,8 @@
 mod architecture;
 mod binary;
 mod bodies;
+#[cfg(feature = "faults")]
+mod crash;
 mod echoes;
 mod flow;
 mod identity;

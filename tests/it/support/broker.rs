@@ -1,16 +1,22 @@
 //! A queue for each test, and a producer that can do what producers do.
 
+use std::sync::{Arc, Mutex};
+
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
-use leadpost::lead::LeadId;
+use leadpost::lead::{LeadId, identify};
 use uuid::Uuid;
+
+use super::books::Confirmed;
 
 pub struct Broker {
     pub url: String,
     pub queue: String,
     pub channel: Channel,
     pub connection: Connection,
+    /// Also what [`super::flowing`] publishes.
+    pub confirmed: Arc<Mutex<Vec<Confirmed>>>,
 }
 
 /// A message with the properties that matter.
@@ -39,7 +45,7 @@ impl Broker {
     pub async fn create_at(url: &str) -> Self {
         let (connection, channel) = connect(url).await.unwrap();
         let queue = format!("leadpost-test-{}", Uuid::new_v4().simple());
-        let broker = Self { url: url.to_owned(), queue, channel, connection };
+        let broker = Self { url: url.to_owned(), queue, channel, connection, confirmed: Arc::default() };
         broker.declare(&[]).await;
         broker
     }
@@ -89,6 +95,13 @@ impl Broker {
             .await
             .unwrap();
         assert!(matches!(confirm, lapin::Confirmation::Ack(None)), "the message was not taken");
+        let id = identify(&self.queue, message.message_id.as_deref(), &message.body);
+        self.confirmed.lock().unwrap().push(Confirmed { id, body: message.body });
+    }
+
+    /// The messages that were confirmed so far, in order.
+    pub fn confirmed(&self) -> Vec<Confirmed> {
+        self.confirmed.lock().unwrap().clone()
     }
 
     /// How many messages wait in the queue; those that a consumer holds are not among them.

@@ -1,6 +1,7 @@
 //! A world for each test: services, settings, and ways to look at both sides of every effect.
 
 pub mod api;
+pub mod books;
 mod broker;
 mod database;
 pub mod flowing;

@@ -63,7 +63,14 @@ impl World {
 
     /// Starts `leadpost run`, and waits until it says that it does.
     pub async fn worker(&self, arguments: &[&str]) -> Process {
-        let process = Process::start(&[&["run"], arguments].concat(), self.environment());
+        self.worker_with(arguments, &[]).await
+    }
+
+    /// The same, with further environment.
+    pub async fn worker_with(&self, arguments: &[&str], environment: &[(&str, &str)]) -> Process {
+        let further = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        let environment = self.environment().into_iter().chain(further).collect();
+        let process = Process::start(&[&["run"], arguments].concat(), environment);
         process.until_said("starting").await;
         process
     }

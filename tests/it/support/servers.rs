@@ -33,9 +33,11 @@ pub struct Server {
     state: PathBuf,
     url: String,
     ctl: PathBuf,
+    node: String,
     is_down: AtomicBool,
     is_frozen: AtomicBool,
     is_alarmed: AtomicBool,
+    is_tuned: AtomicBool,
     /// Its end is ours: it closes when this process ends.
     _watchdog: PipeWriter,
 }
@@ -129,9 +131,11 @@ impl Server {
             state,
             url,
             ctl: value("LEADPOST_SERVICES_RABBITMQCTL").into(),
+            node: value("LEADPOST_SERVICES_NODE"),
             is_down: AtomicBool::new(false),
             is_frozen: AtomicBool::new(false),
             is_alarmed: AtomicBool::new(false),
+            is_tuned: AtomicBool::new(false),
             _watchdog: writer,
         }
     }
@@ -141,10 +145,9 @@ impl Server {
         &self.url
     }
 
-    /// Stops it as its operator would, and starts it again.
-    pub async fn restart(&self) {
-        self.stop().await;
-        self.start().await;
+    /// What a node of RabbitMQ calls itself.
+    pub fn node(&self) -> &str {
+        &self.node
     }
 
     /// Stops it as its operator would.
@@ -179,6 +182,12 @@ impl Server {
         self.is_alarmed.store(on, Ordering::Release);
     }
 
+    /// Changes a setting of RabbitMQ's, until the test is done: channels that are opened from now on have it.
+    pub async fn tune(&self, name: &str, value: u64) {
+        self.is_tuned.store(true, Ordering::Release);
+        self.ctl(&["eval", &format!("application:set_env(rabbit, {name}, {value}).")]).await;
+    }
+
     /// What `rabbitmqctl` prints for this.
     pub async fn ctl(&self, arguments: &[&str]) -> String {
         let arguments: Vec<String> = arguments.iter().map(|argument| (*argument).to_owned()).collect();
@@ -200,6 +209,11 @@ impl Server {
         let mut healed = Ok(String::new());
         if take(&self.is_frozen) {
             healed = healed.and_then(|_| services(&self.state, &["resume", self.name], None));
+        }
+        // What was tuned is forgotten when it starts again.
+        if take(&self.is_tuned) {
+            healed = healed.and_then(|_| services(&self.state, &["kill", self.name], None));
+            self.is_down.store(true, Ordering::Release);
         }
         if take(&self.is_down) {
             healed = healed.and_then(|_| services(&self.state, &["start", self.name], None));

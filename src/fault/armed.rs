@@ -1,0 +1,100 @@
+//! Faults as `LEADPOST_FAULTS` lists them.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
+
+use clap::ValueEnum as _;
+
+use super::{Panic, Point, Rule};
+
+/// How long a post is under way before the process dies at [`Point::Posted`]: enough for an API on this machine to read it.
+const MOMENT: Duration = Duration::from_millis(300);
+
+#[derive(Debug, Default)]
+struct Faults {
+    crash_at: Option<(Point, u32)>,
+    passed: AtomicU32,
+    broken: Vec<Rule>,
+    bad_ack: AtomicBool,
+    panic_on_read: Option<String>,
+    panic_on_post: Option<String>,
+}
+
+fn faults() -> &'static Faults {
+    static FAULTS: OnceLock<Faults> = OnceLock::new();
+    FAULTS.get_or_init(|| {
+        let list = std::env::var("LEADPOST_FAULTS").unwrap_or_default();
+        // A test with a fault that is misspelt would prove nothing.
+        parse(&list).unwrap_or_else(|problem| panic!("LEADPOST_FAULTS: {problem}"))
+    })
+}
+
+fn parse(list: &str) -> Result<Faults, String> {
+    let mut faults = Faults::default();
+    for fault in list.split(',').map(str::trim).filter(|fault| !fault.is_empty()) {
+        match fault.split_once('=').unwrap_or((fault, "")) {
+            ("crash_at", at) => {
+                let (name, n) = at.split_once(':').unwrap_or((at, "1"));
+                faults.crash_at =
+                    Some((Point::from_str(name, false)?, n.parse().map_err(|_| format!("{n:?} is no number"))?));
+            }
+            ("break", name) => faults.broken.push(Rule::from_str(name, false)?),
+            ("bad_ack", "") => faults.bad_ack = AtomicBool::new(true),
+            ("panic_on_read", text) => faults.panic_on_read = Some(text.to_owned()),
+            ("panic_on_post", text) => faults.panic_on_post = Some(text.to_owned()),
+            _ => return Err(format!("there is no fault {fault:?}")),
+        }
+    }
+    Ok(faults)
+}
+
+fn is_due(point: Point) -> bool {
+    let faults = faults();
+    faults.crash_at.is_some_and(|(due, n)| due == point && faults.passed.fetch_add(1, Ordering::Relaxed) + 1 == n)
+}
+
+fn crash(point: Point) -> ! {
+    tracing::error!(?point, "crashing on purpose");
+    std::process::abort()
+}
+
+/// Dies here, if this is where it is to die.
+pub fn at(point: Point) {
+    if is_due(point) {
+        crash(point);
+    }
+}
+
+/// Dies in a moment, if this is where it is to die: for places at which the process waits for somebody else.
+pub fn soon_at(point: Point) {
+    if is_due(point) {
+        std::thread::spawn(move || {
+            std::thread::sleep(MOMENT);
+            crash(point)
+        });
+    }
+}
+
+/// Whether this rule is to be broken.
+pub fn breaks(rule: Rule) -> bool {
+    faults().broken.contains(&rule)
+}
+
+/// Whether RabbitMQ is to be sent an acknowledgement of nothing, now.
+pub fn acks_badly() -> bool {
+    faults().bad_ack.swap(false, Ordering::Relaxed)
+}
+
+/// Panics here, if this is a message for that.
+///
+/// # Panics
+/// On purpose.
+pub fn panic_on(panic: Panic, body: &[u8]) {
+    let text = match panic {
+        Panic::OnRead => &faults().panic_on_read,
+        Panic::OnPost => &faults().panic_on_post,
+    };
+    let is_hit = text.as_ref().is_some_and(|text| memchr::memmem::find(body, text.as_bytes()).is_some());
+    assert!(!is_hit, "on purpose");
+}

@@ -1,0 +1,105 @@
+//! Faults on purpose, for tests: named places at which the process dies, rules that it breaks, messages at which it panics.
+//!
+//! All of it is there only with the cargo feature `faults`, which no build has by default: without it these functions are empty. With it,
+//! the environment variable `LEADPOST_FAULTS` lists what is to happen, separated by commas:
+//!
+//! | fault | what happens |
+//! |---|---|
+//! | `crash_at=POINT`, `crash_at=POINT:N` | the process aborts when it comes by this [`Point`], for the Nth time |
+//! | `break=RULE` | it does without this [`Rule`], so that a test can see its checks fail |
+//! | `bad_ack` | it acknowledges what was never delivered, once, for which RabbitMQ closes the channel |
+//! | `panic_on_read=TEXT` | it panics while it reads a message with this text |
+//! | `panic_on_post=TEXT` | it panics before it posts a lead with this text |
+
+use std::borrow::Cow;
+
+#[cfg(not(feature = "faults"))]
+mod absent;
+#[cfg(feature = "faults")]
+mod armed;
+
+#[cfg(not(feature = "faults"))]
+pub use absent::{acks_badly, at, breaks, panic_on, soon_at};
+#[cfg(feature = "faults")]
+pub use armed::{acks_badly, at, breaks, panic_on, soon_at};
+
+/// A place on a lead's way, in its order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Point {
+    /// A message has been delivered.
+    Received,
+    /// Its lead is written, and not committed.
+    Accepting,
+    /// It is committed, and not acknowledged.
+    Accepted,
+    /// It is acknowledged.
+    Acknowledged,
+    /// A message for a locked lead is written aside, and not committed.
+    SettingAside,
+    /// It is set aside, and not acknowledged.
+    SetAside,
+    /// What was set aside is accepted, and not committed.
+    Absorbing,
+    /// Due leads are leased, and not committed.
+    Claiming,
+    /// They are leased.
+    Claimed,
+    /// There is a token.
+    Authorized,
+    /// The post is about to be written.
+    Posting,
+    /// The post has been under way for a moment. A test sees to it that the API takes longer.
+    Posted,
+    /// The answer is there.
+    Answered,
+    /// The API was asked whether an earlier post had arrived, and has answered.
+    Queried,
+    /// The outcome is written, and not committed.
+    Settling,
+    /// It is committed.
+    Settled,
+    /// Leases that ran out are settled, and not committed.
+    Expiring,
+    /// They are settled.
+    Expired,
+    /// Leads are requeued, and not committed.
+    Requeueing,
+    /// They are requeued.
+    Requeued,
+    /// The tables are about to be brought up to date.
+    Migrating,
+    /// They are up to date.
+    Migrated,
+    /// The worker was told to stop.
+    Stopping,
+    /// What it had in hand is parked.
+    Parked,
+    /// All is settled, and nobody has said farewell.
+    Drained,
+}
+
+/// A rule without which leads are lost or doubled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Rule {
+    /// A message is acknowledged only after its lead is committed.
+    CommitBeforeAck,
+    /// A lead that is leased is not claimed.
+    Lease,
+    /// Only the holder of a lease settles.
+    Fence,
+}
+
+/// Where a panic can be caused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Panic {
+    /// While a message is read.
+    OnRead,
+    /// Before a lead is posted.
+    OnPost,
+}
+
+/// This statement, without the condition that keeps the rule if that is to be broken.
+pub fn without(rule: Rule, sql: &'static str, condition: &str) -> Cow<'static, str> {
+    debug_assert!(sql.contains(condition), "the condition is not there");
+    if breaks(rule) { Cow::Owned(sql.replace(condition, "true")) } else { Cow::Borrowed(sql) }
+}

@@ -1,0 +1,20 @@
+//! Checking a message, also one that our own checks fail at.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use crate::fault::{self, Panic};
+use crate::lead::{Code, Lead, LeadId, LeadRules, Violation};
+
+/// Checks a message. One at which the checks themselves fail is not a lead for now, and stands in nobody's way; its bytes are kept, and
+/// when the bug is mended it can be requeued.
+pub(super) fn check(rules: &LeadRules, id: LeadId, body: &[u8]) -> Result<Lead, Vec<Violation>> {
+    let checked = catch_unwind(AssertUnwindSafe(|| {
+        fault::panic_on(Panic::OnRead, body);
+        rules.check(id, body)
+    }));
+    checked.unwrap_or_else(|_| {
+        tracing::error!(lead.id = %id, "the check of a message has panicked; this is a bug");
+        let text = "leadpost failed while it checked the message: a bug in leadpost, not in the message; requeue it after an upgrade";
+        Err(vec![Violation::of_message(Code::WorkerPanic, text)])
+    })
+}

@@ -1,0 +1,330 @@
+//! The crash matrix: the real process dies at each named point of a lead's way, and again while it recovers from that; then what was
+//! confirmed, what the API received and what the ledger says are held against each other.
+
+use std::time::Duration;
+
+use clap::ValueEnum as _;
+use leadpost::fault::Point;
+use leadpost::lead::LeadId;
+use leadpost::ledger::LeadState;
+use leadpost::sandbox::Fault;
+
+use crate::support::{Message, Process, World};
+
+/// The leads of a scene; the last two are no leads.
+const LEADS: usize = 8;
+
+/// How many posts are under way at a time, and so in doubt when the process dies.
+const SLOTS: usize = 4;
+
+fn name(point: Point) -> String {
+    point.to_possible_value().unwrap().get_name().to_owned()
+}
+
+/// A worker that dies at this point.
+async fn doomed(world: &World, point: Point, nth: u32) -> Process {
+    let faults = format!("crash_at={}:{nth}", name(point));
+    world.worker_with(&["--concurrency", &SLOTS.to_string()], &[("LEADPOST_FAULTS", &faults)]).await
+}
+
+/// Waits until it has died where it was to die.
+async fn until_dead(mut worker: Process, point: Point) {
+    assert_eq!(worker.ended().await, None, "it must have been aborted: {}", worker.said());
+    let said = worker.said();
+    assert!(said.contains(&format!("crashing on purpose point={point:?}")), "{point:?}: {said}");
+}
+
+/// Lets the leases of a worker that is dead run out.
+async fn expire(world: &World) {
+    world.execute("update leads set next_attempt_at = now() where lease is not null").await;
+}
+
+/// Publishes the leads of a scene.
+async fn publish(world: &World) {
+    world.publish_many("lead", LEADS).await;
+    world.publish_body(r#"{"name":"no email","assistantId":61}"#).await;
+    world.publish_body("no json").await;
+}
+
+/// A healthy worker brings everything to an end, and the records agree.
+async fn recovers(world: &World, what: &str) {
+    expire(world).await;
+    let worker = world.worker(&["--concurrency", &SLOTS.to_string()]).await;
+    let after = world.publish("after").await;
+    until_ended(world, what).await;
+    worker.stop().await;
+    assert_eq!(world.state(after).await, Some(LeadState::Delivered), "{what}");
+    let audit = world.check_all().await;
+    assert!(audit.holds(), "{what}: {audit:#?}");
+    let of = |state: &str| audit.states.get(state).copied().unwrap_or(0);
+    // What is posted a second time is a duplicate at this API.
+    assert_eq!(of("delivered") + of("duplicate") + of("invalid"), audit.published as u64, "{what}: {audit:#?}");
+    assert!(of("duplicate") <= audit.uncertain as u64, "{what}: {audit:#?}");
+}
+
+/// Waits until all that was confirmed has come to an end; nothing waits for its time, and leases are left alone.
+async fn until_ended(world: &World, what: &str) {
+    let messages = world.broker.confirmed().len();
+    world
+        .until(&format!("{what}: all leads have come to an end"), async || {
+            let sql = "update leads set next_attempt_at = now() \
+                       where state = 'pending' and lease is null and next_attempt_at > now()";
+            world.execute(sql).await;
+            let sql = "select coalesce(sum(received) filter (where state <> 'pending'), 0)::bigint from leads";
+            usize::try_from(world.number(sql).await).unwrap() >= messages
+        })
+        .await;
+}
+
+/// Dies at this point with leads in every stage before it, recovers, and comes back with how many posts there were.
+async fn crash_at(point: Point, nth: u32) -> usize {
+    let world = World::new().await;
+    slow(&world);
+    publish(&world).await;
+    let worker = doomed(&world, point, nth).await;
+    until_dead(worker, point).await;
+    let posts = world.sandbox.journal().posts().len();
+    let audit = world.audit().await;
+    assert!(audit.doubles.is_empty() && audit.wrong.is_empty(), "{point:?}, while it is dead: {audit:#?}");
+    recovers(&world, &format!("{point:?}")).await;
+    posts
+}
+
+/// An API at which a post is under way for longer than it takes to die in the middle of it.
+fn slow(world: &World) {
+    world.sandbox.tune(|tuning| tuning.latency = Duration::from_millis(400));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crash_before_any_post_posts_every_lead_once() {
+    for point in [Point::Received, Point::Accepting, Point::Accepted, Point::Authorized, Point::Posting] {
+        assert_eq!(crash_at(point, 1).await, 0, "{point:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crash_after_the_ack_loses_nothing_that_was_acknowledged() {
+    // The ack and the first post go their ways at the same time.
+    crash_at(Point::Acknowledged, 1).await;
+    crash_at(Point::Received, LEADS as u32).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crash_around_a_post_leaves_a_doubt_for_each_post_under_way_and_no_other() {
+    for point in [Point::Posted, Point::Answered, Point::Settling, Point::Settled] {
+        let posts = crash_at(point, 1).await;
+        assert!((1..=2 * SLOTS).contains(&posts), "{point:?}: {posts}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crash_in_the_midst_of_the_flow_leaves_a_doubt_for_each_post_under_way_and_no_other() {
+    for (point, nth) in [(Point::Posting, 3), (Point::Answered, 5), (Point::Settling, 2), (Point::Accepting, 2)] {
+        crash_at(point, nth).await;
+    }
+}
+
+/// A crash during the recovery from a crash.
+async fn crash_twice(first: Point, second: Point) {
+    let world = World::new().await;
+    slow(&world);
+    publish(&world).await;
+    let worker = doomed(&world, first, 1).await;
+    until_dead(worker, first).await;
+    expire(&world).await;
+    let worker = doomed(&world, second, 1).await;
+    let release = async {
+        // What the first crash has left behind is due again at once.
+        loop {
+            world.execute("update leads set next_attempt_at = now() where state = 'pending' and lease is null").await;
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::select! {
+        () = release => {}
+        () = until_dead(worker, second) => {}
+    }
+    recovers(&world, &format!("{first:?}, then {second:?}")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crash_while_expired_leases_are_settled_settles_them_once() {
+    for first in [Point::Accepted, Point::Posted, Point::Settling] {
+        for second in [Point::Expiring, Point::Expired] {
+            crash_twice(first, second).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crash_while_leads_in_doubt_are_posted_again_keeps_both_doubts_on_record() {
+    for first in [Point::Posted, Point::Settling] {
+        for second in [Point::Claiming, Point::Claimed, Point::Posted, Point::Settling, Point::Settled] {
+            crash_twice(first, second).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crash_while_messages_come_again_recognizes_them_once_more() {
+    for first in [Point::Accepted, Point::Accepting] {
+        for second in [Point::Received, Point::Accepting, Point::Accepted, Point::Acknowledged] {
+            crash_twice(first, second).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes minutes; scripts/chaos runs the like of it at random"]
+async fn every_pair_of_crashes_on_the_way_loses_nothing() {
+    let way = [
+        Point::Received,
+        Point::Accepting,
+        Point::Accepted,
+        Point::Acknowledged,
+        Point::Authorized,
+        Point::Posting,
+        Point::Posted,
+        Point::Answered,
+        Point::Settling,
+        Point::Settled,
+    ];
+    for first in way {
+        for second in way {
+            crash_twice(first, second).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crash_while_due_leads_are_claimed_posts_each_of_them_once() {
+    for point in [Point::Claiming, Point::Claimed] {
+        let world = World::new().await;
+        // The first try of each is refused for now.
+        world.sandbox.faults().script(vec![Fault::status(503); LEADS]);
+        publish(&world).await;
+        let worker = world.worker(&[]).await;
+        world.until_count(LeadState::Invalid, 2).await;
+        world
+            .until("each lead was tried", async || {
+                world.number("select count(*) from leads where attempts > 0 and lease is null").await >= 1
+            })
+            .await;
+        worker.stop().await;
+        world.sandbox.faults().clear();
+        world.execute("update leads set next_attempt_at = now() where state = 'pending' and lease is null").await;
+        world.execute("update destinations set held_until = null").await;
+        let worker = doomed(&world, point, 1).await;
+        until_dead(worker, point).await;
+        recovers(&world, &format!("{point:?}")).await;
+        let doubts = world.number("select count(*) from attempts where code = 'lease_expired'").await;
+        assert_eq!(doubts > 0, point == Point::Claimed, "only what was committed can run out");
+        let audit = world.audit().await;
+        assert_eq!(audit.states.get("duplicate"), None, "none of them was ever taken twice: {audit:#?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crash_while_stopping_leaves_nothing_that_the_next_worker_does_not_find() {
+    for point in [Point::Stopping, Point::Parked, Point::Drained] {
+        let world = World::new().await;
+        slow(&world);
+        publish(&world).await;
+        let worker = doomed(&world, point, 1).await;
+        world.until("posts are under way", async || !world.sandbox.journal().posts().is_empty()).await;
+        worker.signal("TERM");
+        until_dead(worker, point).await;
+        if point == Point::Drained {
+            let leased = world.number("select count(*) from leads where lease is not null").await;
+            assert_eq!(leased, 0, "all was settled or handed back");
+        }
+        recovers(&world, &format!("{point:?}")).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crash_around_a_message_that_is_set_aside_keeps_it() {
+    for point in [Point::SettingAside, Point::SetAside, Point::Absorbing] {
+        let world = World::new().await;
+        let environment = [("LEADPOST__POSTGRES__LOCK_TIMEOUT_MS", "200")];
+        let worker = world.worker(&[]).await;
+        let id = world.publish("ann").await;
+        world.until_state(id, LeadState::Delivered).await;
+        worker.stop().await;
+
+        let mut lock = world.database.pool.begin().await.unwrap();
+        sqlx::query("select 1 from leads where id = $1 for update").bind(id.0).execute(&mut *lock).await.unwrap();
+        world.broker.publish(Message::new(id, &World::lead("ann"))).await;
+        let faults = format!("crash_at={}", name(point));
+        let worker = world.worker_with(&[], &[environment[0], ("LEADPOST_FAULTS", &faults)]).await;
+        let aside = async || world.number("select count(*) from aside").await;
+        if point == Point::Absorbing {
+            world.until("the message is set aside", async || aside().await == 1).await;
+            lock.commit().await.unwrap();
+            until_dead(worker, point).await;
+        } else {
+            until_dead(worker, point).await;
+            assert_eq!(aside().await, i64::from(point == Point::SetAside));
+            lock.commit().await.unwrap();
+        }
+        let worker = world.worker_with(&[], &environment).await;
+        world.until("the message is counted", async || world.show(id).await.received >= 2).await;
+        worker.stop().await;
+        let audit = world.check_all().await;
+        assert!(audit.holds(), "{point:?}: {audit:#?}");
+        assert_eq!((audit.posts, world.posts(id)), (1, 1), "{point:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crash_while_the_api_is_asked_asks_again_and_posts_nothing_twice() {
+    let mut world = World::unlimited("paya").await;
+    world.set(&[("REQUEST__TIMEOUT_MS", "500"), ("REQUEST__CONNECT_TIMEOUT_MS", "300")]);
+    world.sandbox.faults().rule("ann@", Some(1), Fault::hang().after());
+    let id = world.publish_any("ann").await;
+    let worker = world.worker(&[]).await;
+    world.until_attempts(id, 1).await;
+    worker.stop().await;
+    world.execute("update leads set next_attempt_at = now() where state = 'pending'").await;
+    let worker = doomed(&world, Point::Queried, 1).await;
+    until_dead(worker, Point::Queried).await;
+    expire(&world).await;
+    let worker = world.worker(&[]).await;
+    world
+        .until("the lead is found", async || {
+            world.execute("update leads set next_attempt_at = now() where state = 'pending' and lease is null").await;
+            world.state(id).await == Some(LeadState::Delivered)
+        })
+        .await;
+    worker.stop().await;
+    assert_eq!(world.posts(id), 1, "the first post had arrived");
+    assert_eq!(world.story(id).await, ["uncertain", "uncertain", "reconciled 200"]);
+    let audit = world.check_all().await;
+    assert!(audit.holds(), "{audit:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_requeue_that_dies_has_done_all_or_nothing() {
+    for (point, done) in [(Point::Requeueing, false), (Point::Requeued, true)] {
+        let world = World::new().await;
+        let mut ids: Vec<LeadId> = Vec::new();
+        for n in 0..5 {
+            ids.push(world.put(&format!("lead{n}"), LeadState::Exhausted).await);
+        }
+        let arguments = ["requeue", "--state", "exhausted", "--reason", "mended"];
+        let faults = format!("crash_at={}", name(point));
+        let died = world.leadpost_with(&arguments, &[("LEADPOST_FAULTS", &faults)], b"").await;
+        assert_eq!(died.code, None, "{died:?}");
+        let pending = if done { 5 } else { 0 };
+        assert_eq!(world.number("select count(*) from leads where state = 'pending'").await, pending, "{point:?}");
+        assert_eq!(world.number("select count(*) from replays").await, pending, "{point:?}");
+        let again = world.leadpost(&arguments).await;
+        assert_eq!(again.code, Some(0), "{again:?}");
+        assert_eq!(world.number("select count(*) from replays").await, 5, "each lead once: {again:?}");
+        let worker = world.worker(&[]).await;
+        world.until_delivered(&ids).await;
+        worker.stop().await;
+        assert!(world.ledger.verify().await.unwrap().holds());
+        assert!(ids.iter().all(|id| world.posts(*id) == 1), "each was posted once");
+    }
+}

@@ -1,0 +1,286 @@
+//! The checker: what the publisher had confirmed, what the API received and what the ledger says, held against each other.
+//!
+//! The three records are independent: the first is kept by the tests' own publisher, the second by the sandbox, which shares no code with
+//! the worker, and the third is read as plain SQL.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+
+use leadpost::lead::LeadId;
+use leadpost::sandbox::{Entry, Key};
+use sqlx::{PgPool, Row as _};
+use uuid::Uuid;
+
+use super::World;
+
+/// Answers after which a lead is not posted again, unless somebody replays it.
+const FINAL: [&str; 3] = ["delivered", "duplicate", "rejected"];
+
+/// A message that RabbitMQ confirmed.
+#[derive(Clone, Debug)]
+pub struct Confirmed {
+    pub id: LeadId,
+    pub body: Vec<u8>,
+}
+
+/// What was found, each finding with the lead it is about.
+#[derive(Debug, Default)]
+pub struct Audit {
+    /// Confirmed messages.
+    pub published: usize,
+    /// Leads by their state.
+    pub states: BTreeMap<String, u64>,
+    /// Messages that came again.
+    pub repeated: u64,
+    /// Posts that the API received.
+    pub posts: usize,
+    /// Posts of leads that had been posted before, with every right.
+    pub again: usize,
+    /// Attempts that are on record as uncertain.
+    pub uncertain: usize,
+    /// Confirmed messages that are not in the ledger, or in no state at all that ends.
+    pub lost: Vec<String>,
+    /// Leads that the API processed more often than the ledger can explain, or twice at a time.
+    pub doubles: Vec<String>,
+    /// Everything else that does not agree.
+    pub wrong: Vec<String>,
+}
+
+impl Audit {
+    pub fn holds(&self) -> bool {
+        self.lost.is_empty() && self.doubles.is_empty() && self.wrong.is_empty()
+    }
+}
+
+impl fmt::Display for Audit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let of = |state: &str| self.states.get(state).copied().unwrap_or(0);
+        let rows = [
+            ("published and confirmed", self.published as u64),
+            ("delivered", of("delivered")),
+            ("duplicate", of("duplicate")),
+            ("invalid", of("invalid")),
+            ("rejected", of("rejected")),
+            ("exhausted", of("exhausted")),
+            ("uncertain", of("uncertain")),
+            ("cancelled", of("cancelled")),
+            ("pending", of("pending")),
+            ("messages that came again", self.repeated),
+            ("posts that the API received", self.posts as u64),
+            ("posts of a lead after its first", self.again as u64),
+            ("attempts on record as uncertain", self.uncertain as u64),
+            ("lost", self.lost.len() as u64),
+            ("unexplained double posts", self.doubles.len() as u64),
+            ("other disagreements", self.wrong.len() as u64),
+        ];
+        rows.iter().try_for_each(|(name, n)| writeln!(f, "| {name} | {n} |"))
+    }
+}
+
+struct Row {
+    id: Uuid,
+    state: String,
+    body: Vec<u8>,
+    conflict_of: Option<Uuid>,
+    received: i32,
+    replays: i32,
+    leased: bool,
+}
+
+/// A post as the ledger has it.
+#[derive(Clone, Debug)]
+struct Attempt {
+    outcome: String,
+    http_status: Option<u16>,
+    /// Recorded by somebody else, as its worker never settled it: it may stand for no post at all.
+    expired: bool,
+}
+
+impl World {
+    /// Holds the three records against each other. What is still on its way is not an error; see [`World::check_all`].
+    pub async fn audit(&self) -> Audit {
+        let confirmed = self.broker.confirmed();
+        let rows = leads(&self.database.pool).await;
+        let attempts = attempts(&self.database.pool).await;
+        let posts = self.sandbox.journal().posts();
+        let mut audit = Audit { published: confirmed.len(), posts: posts.len(), ..Audit::default() };
+        audit.uncertain = attempts.values().flatten().filter(|attempt| attempt.outcome == "uncertain").count();
+        for row in &rows {
+            *audit.states.entry(row.state.clone()).or_default() += 1;
+            audit.repeated += u64::from(row.received.unsigned_abs()) - 1;
+        }
+        audit.check_messages(&confirmed, &rows);
+        audit.check_posts(&rows, &attempts, posts);
+        for check in self.ledger.verify().await.unwrap().checks {
+            if check.broken > 0 {
+                audit.wrong.push(format!("{check:?}"));
+            }
+        }
+        audit
+    }
+
+    /// Everything has come to an end, and all records agree.
+    pub async fn check_all(&self) -> Audit {
+        let mut audit = self.audit().await;
+        for row in leads(&self.database.pool).await {
+            if row.state == "pending" || row.leased {
+                audit.lost.push(format!("lead {} is still on its way", row.id));
+            }
+        }
+        let aside = self.number("select count(*) from aside").await;
+        if aside != 0 {
+            audit.lost.push(format!("{aside} messages are set aside"));
+        }
+        let depth = self.broker.depth().await;
+        if depth != 0 {
+            audit.lost.push(format!("{depth} messages are in the queue"));
+        }
+        audit
+    }
+}
+
+impl Audit {
+    /// Every confirmed message is one lead: under its id, or under another one that says which it came under.
+    fn check_messages(&mut self, confirmed: &[Confirmed], rows: &[Row]) {
+        let mut by_id: HashMap<Uuid, Vec<&Row>> = HashMap::new();
+        for row in rows {
+            by_id.entry(row.conflict_of.unwrap_or(row.id)).or_default().push(row);
+        }
+        let mut messages: HashMap<Uuid, i32> = HashMap::new();
+        for message in confirmed {
+            *messages.entry(message.id.0).or_default() += 1;
+            let named = by_id.get(&message.id.0).map_or(&[][..], Vec::as_slice);
+            match named.iter().filter(|row| row.body == message.body || row.replays > 0).count() {
+                0 => self.lost.push(format!("message {} is not in the ledger", message.id)),
+                1 => {}
+                n => self.wrong.push(format!("message {} is {n} leads", message.id)),
+            }
+        }
+        for (id, n) in messages {
+            let received: i32 = by_id.get(&id).map_or(0, |rows| rows.iter().map(|row| row.received).sum());
+            if received < n {
+                self.lost.push(format!("{n} messages were confirmed for {id}, and {received} received"));
+            }
+        }
+    }
+
+    /// Every post has its attempt; a lead was posted again only after an attempt that allows it; never two posts at a time.
+    fn check_posts(&mut self, rows: &[Row], attempts: &HashMap<Uuid, Vec<Attempt>>, posts: Vec<Entry>) {
+        let mut by_lead: HashMap<Uuid, Vec<Entry>> = HashMap::new();
+        for post in posts {
+            match post.key {
+                Some(Key::Uuid(id)) => by_lead.entry(id).or_default().push(post),
+                ref other => self.wrong.push(format!("a post with the key {other:?}")),
+            }
+        }
+        let known: HashMap<Uuid, &Row> = rows.iter().map(|row| (row.id, row)).collect();
+        for (id, posts) in &by_lead {
+            self.again += posts.len() - 1;
+            let attempts = attempts.get(id).map_or(&[][..], Vec::as_slice);
+            match known.get(id) {
+                None => self.wrong.push(format!("lead {id} was posted, and is not in the ledger")),
+                Some(row) if attempts.is_empty() => {
+                    // One that is under way has its attempt later.
+                    if !row.leased {
+                        self.wrong.push(format!(
+                            "lead {id} was posted, and the ledger says that it never was: {}",
+                            row.state
+                        ));
+                    }
+                }
+                Some(row) => self.check_lead(*id, row, attempts, posts),
+            }
+        }
+        for (id, attempts) in attempts {
+            let posts = by_lead.get(id).map_or(0, Vec::len);
+            // An attempt that broke off may never have reached the API.
+            let certain = attempts.iter().filter(|attempt| attempt.http_status.is_some()).count();
+            if certain > posts {
+                self.wrong.push(format!("lead {id}: {certain} answers on record, {posts} posts received"));
+            }
+        }
+    }
+
+    fn check_lead(&mut self, id: Uuid, row: &Row, attempts: &[Attempt], posts: &[Entry]) {
+        let record = || {
+            let of = |attempt: &Attempt| format!("{} {:?}", attempt.outcome, attempt.http_status);
+            let answers: Vec<_> = posts.iter().map(|post| post.status).collect();
+            format!("answered {answers:?}, on record {:?}", attempts.iter().map(of).collect::<Vec<_>>())
+        };
+        // The last one may be under way, or its worker dead.
+        let settled = if row.leased { &posts[..posts.len() - 1] } else { posts };
+        if !explains(attempts, posts) && !explains(attempts, settled) {
+            self.wrong.push(format!("lead {id}: the attempts do not explain the posts: {}", record()));
+        }
+        let doubts = attempts.iter().filter(|attempt| attempt.outcome == "uncertain").count();
+        let taken = posts.iter().filter(|post| post.effect.processed()).count();
+        if taken > 1 + doubts + row.replays.unsigned_abs() as usize {
+            self.doubles.push(format!("lead {id}: processed {taken} times: {}", record()));
+        }
+        let ends = attempts.iter().filter(|attempt| FINAL.contains(&attempt.outcome.as_str())).count();
+        if ends > 1 + row.replays.unsigned_abs() as usize {
+            self.doubles.push(format!("lead {id}: posted again after its end: {}", record()));
+        }
+        let last_end = attempts.iter().rposition(|attempt| FINAL.contains(&attempt.outcome.as_str()));
+        if row.replays == 0 && last_end.is_some_and(|at| at + 1 < attempts.len()) {
+            self.doubles.push(format!("lead {id}: attempts after its end: {}", record()));
+        }
+        for (earlier, later) in posts.iter().zip(posts.iter().skip(1)) {
+            let at_once = earlier.ended.is_none_or(|ended| ended > later.received);
+            // A post that was given up, and is on record as that, may still be in work.
+            if at_once && doubts == 0 {
+                self.doubles.push(format!("lead {id}: posted twice at a time: {}", record()));
+            }
+        }
+    }
+}
+
+/// Whether these attempts, in this order, can be what the worker saw of these posts: each answer that it recorded was given, each doubt
+/// stands for at most one post that the API may have processed, and what the worker died over may have been several that it did not.
+fn explains(attempts: &[Attempt], posts: &[Entry]) -> bool {
+    let Some((attempt, rest)) = attempts.split_first() else { return posts.is_empty() };
+    if attempt.outcome == "not_sent" {
+        return explains(rest, posts);
+    }
+    if attempt.outcome == "uncertain" && explains(rest, posts) {
+        return true;
+    }
+    if attempt.expired {
+        let unprocessed = posts.iter().take_while(|post| !post.effect.processed()).count();
+        return (1..=(unprocessed + 1).min(posts.len())).any(|n| explains(rest, &posts[n..]));
+    }
+    let Some((post, later)) = posts.split_first() else { return false };
+    let agrees = match attempt.http_status {
+        Some(status) => post.status == Some(status),
+        None => true,
+    };
+    agrees && explains(rest, later)
+}
+
+async fn leads(pool: &PgPool) -> Vec<Row> {
+    let sql = "select id, state, body, conflict_of, received, replays, lease is not null from leads";
+    let of = |row: sqlx::postgres::PgRow| Row {
+        id: row.get(0),
+        state: row.get(1),
+        body: row.get(2),
+        conflict_of: row.get(3),
+        received: row.get(4),
+        replays: row.get(5),
+        leased: row.get(6),
+    };
+    sqlx::query(sql).fetch_all(pool).await.unwrap().into_iter().map(of).collect()
+}
+
+async fn attempts(pool: &PgPool) -> HashMap<Uuid, Vec<Attempt>> {
+    let sql =
+        "select lead_id, outcome, http_status, code from attempts where request = 'post' order by lead_id, number";
+    let mut attempts: HashMap<Uuid, Vec<Attempt>> = HashMap::new();
+    for row in sqlx::query(sql).fetch_all(pool).await.unwrap() {
+        attempts.entry(row.get(0)).or_default().push(Attempt {
+            outcome: row.get(1),
+            http_status: row.get::<Option<i16>, _>(2).map(i16::unsigned_abs),
+            expired: row.get::<Option<String>, _>(3).as_deref() == Some("lease_expired"),
+        });
+    }
+    attempts
+}
