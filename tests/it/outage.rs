@@ -20,24 +20,7 @@ async fn world_at(postgres: &Server) -> World {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn leads_outlive_a_restart_of_postgres() {
-    let postgres = Servers::postgres().await;
-    let flowing = Flowing::start(world_at(&postgres).await, &SHORT).await;
-    let struck = flowing.strikes();
-    postgres.stop().await;
-    flowing.until_blamed("postgres", &["Postgres cannot be reached"]).await;
-    postgres.start().await;
-    flowing.comes_back(struck, BACK).await;
-    let struck = flowing.strikes();
-    postgres.kill().await;
-    flowing.until_blamed("postgres", &["Postgres cannot be reached"]).await;
-    postgres.start().await;
-    flowing.comes_back(struck, BACK).await;
-    flowing.finish().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn leads_outlive_a_postgres_that_is_frozen_for_longer_than_every_timeout() {
+async fn leads_outlive_a_postgres_that_is_frozen_for_longer_than_every_timeout_and_then_killed() {
     let postgres = Servers::postgres().await;
     let flowing = Flowing::start(world_at(&postgres).await, &SHORT).await;
     let struck = flowing.strikes();
@@ -46,6 +29,11 @@ async fn leads_outlive_a_postgres_that_is_frozen_for_longer_than_every_timeout()
     flowing.until_blamed("postgres", &["no answer within 3s", "pool timed out"]).await;
     tokio::time::sleep(Duration::from_secs(4)).await;
     postgres.resume().await;
+    flowing.comes_back(struck, BACK).await;
+    let struck = flowing.strikes();
+    postgres.kill().await;
+    flowing.until_blamed("postgres", &["Postgres cannot be reached"]).await;
+    postgres.start().await;
     flowing.comes_back(struck, BACK).await;
     flowing.finish().await;
 }

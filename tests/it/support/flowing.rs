@@ -68,8 +68,9 @@ impl Producer {
 
 async fn produce(url: String, queue: String, confirmed: Arc<Mutex<Vec<Confirmed>>>) {
     let mut link = None;
-    for at in 0.. {
-        let (id, body) = (LeadId(Uuid::new_v4()), World::lead(&format!("p{at}")));
+    loop {
+        let id = LeadId(Uuid::new_v4());
+        let body = World::lead(&format!("p{}", id.0.simple()));
         // What is not confirmed may be there all the same, and is published again under its id.
         loop {
             if let Ok(Ok(true)) = timeout(PATIENCE, publish(&mut link, &url, &queue, id, &body)).await {

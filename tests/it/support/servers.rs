@@ -8,6 +8,7 @@ use std::ops::Deref;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::{MappedMutexGuard, Mutex, MutexGuard};
@@ -37,7 +38,8 @@ pub struct Server {
     is_down: AtomicBool,
     is_frozen: AtomicBool,
     is_alarmed: AtomicBool,
-    is_tuned: AtomicBool,
+    /// What sets back what was tuned.
+    untune: std::sync::Mutex<Vec<String>>,
     /// Its end is ours: it closes when this process ends.
     _watchdog: PipeWriter,
 }
@@ -135,7 +137,7 @@ impl Server {
             is_down: AtomicBool::new(false),
             is_frozen: AtomicBool::new(false),
             is_alarmed: AtomicBool::new(false),
-            is_tuned: AtomicBool::new(false),
+            untune: std::sync::Mutex::default(),
             _watchdog: writer,
         }
     }
@@ -184,8 +186,10 @@ impl Server {
 
     /// Changes a setting of RabbitMQ's, until the test is done: channels that are opened from now on have it.
     pub async fn tune(&self, name: &str, value: u64) {
-        self.is_tuned.store(true, Ordering::Release);
-        self.ctl(&["eval", &format!("application:set_env(rabbit, {name}, {value}).")]).await;
+        let before = self.ctl(&["eval", &format!("{{ok, V}} = application:get_env(rabbit, {name}), V.")]).await;
+        let set = |value: &str| format!("application:set_env(rabbit, {name}, {value}).");
+        self.untune.lock().unwrap().push(set(before.trim()));
+        self.ctl(&["eval", &set(&value.to_string())]).await;
     }
 
     /// What `rabbitmqctl` prints for this.
@@ -210,11 +214,6 @@ impl Server {
         if take(&self.is_frozen) {
             healed = healed.and_then(|_| services(&self.state, &["resume", self.name], None));
         }
-        // What was tuned is forgotten when it starts again.
-        if take(&self.is_tuned) {
-            healed = healed.and_then(|_| services(&self.state, &["kill", self.name], None));
-            self.is_down.store(true, Ordering::Release);
-        }
         if take(&self.is_down) {
             healed = healed.and_then(|_| services(&self.state, &["start", self.name], None));
         }
@@ -222,6 +221,9 @@ impl Server {
             let mut command = Command::new(&self.ctl);
             command.args(["-q", "set_vm_memory_high_watermark", "absolute", "1GB"]);
             healed = healed.and_then(|_| output(&mut command));
+        }
+        for expression in std::mem::take(&mut *self.untune.lock().unwrap_or_else(PoisonError::into_inner)) {
+            healed = healed.and_then(|_| output(Command::new(&self.ctl).args(["-q", "eval", &expression])));
         }
         if let Err(error) = healed {
             drop(writeln!(std::io::stderr(), "{} is left in a bad state: {error}", self.name));
