@@ -1,6 +1,6 @@
 //! A queue for each test, and a producer that can do what producers do.
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::{AMQPValue, FieldTable};
@@ -15,7 +15,8 @@ pub struct Broker {
     pub queue: String,
     pub channel: Channel,
     pub connection: Connection,
-    confirmed: Mutex<Vec<Confirmed>>,
+    /// Also what [`super::flowing`] publishes.
+    pub confirmed: Arc<Mutex<Vec<Confirmed>>>,
 }
 
 /// A message with the properties that matter.
@@ -44,7 +45,7 @@ impl Broker {
     pub async fn create_at(url: &str) -> Self {
         let (connection, channel) = connect(url).await.unwrap();
         let queue = format!("leadpost-test-{}", Uuid::new_v4().simple());
-        let broker = Self { url: url.to_owned(), queue, channel, connection, confirmed: Mutex::default() };
+        let broker = Self { url: url.to_owned(), queue, channel, connection, confirmed: Arc::default() };
         broker.declare(&[]).await;
         broker
     }

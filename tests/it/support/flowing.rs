@@ -1,6 +1,5 @@
 //! Leads that flow, through the real binary, while something is done to its neighbours.
 
-use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -13,6 +12,7 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use super::books::Confirmed;
 use super::broker::connect;
 use super::{DEADLINE, Process, World};
 
@@ -37,15 +37,16 @@ pub const SHORT: [(&str, &str); 5] = [
 
 /// Publishes leads one after the other, each until it is confirmed.
 pub struct Producer {
-    confirmed: Arc<Mutex<Vec<LeadId>>>,
+    confirmed: Arc<Mutex<Vec<Confirmed>>>,
     stop: CancellationToken,
     task: JoinHandle<()>,
 }
 
 impl Producer {
-    pub fn start(url: &str, queue: &str) -> Self {
-        let (confirmed, stop) = (Arc::default(), CancellationToken::new());
-        let task = produce(url.to_owned(), queue.to_owned(), Arc::clone(&confirmed));
+    /// Publishes to the queue of this world, by this URL.
+    pub fn start(world: &World, url: &str) -> Self {
+        let (confirmed, stop) = (Arc::clone(&world.broker.confirmed), CancellationToken::new());
+        let task = produce(url.to_owned(), world.broker.queue.clone(), Arc::clone(&confirmed));
         let stopped = stop.clone();
         let task = tokio::spawn(async move {
             stopped.run_until_cancelled_owned(task).await;
@@ -53,32 +54,32 @@ impl Producer {
         Self { confirmed, stop, task }
     }
 
-    /// The leads of which the broker has said that it has them.
-    pub fn confirmed(&self) -> Vec<LeadId> {
-        self.confirmed.lock().unwrap().clone()
+    /// How many messages the broker has said that it has.
+    pub fn confirmed(&self) -> usize {
+        self.confirmed.lock().unwrap().len()
     }
 
-    /// Publishes no more; says what was confirmed.
-    pub async fn stop(self) -> Vec<LeadId> {
+    /// Publishes no more.
+    pub async fn stop(self) {
         self.stop.cancel();
         self.task.await.unwrap();
-        self.confirmed.lock().unwrap().clone()
     }
 }
 
-async fn produce(url: String, queue: String, confirmed: Arc<Mutex<Vec<LeadId>>>) {
+async fn produce(url: String, queue: String, confirmed: Arc<Mutex<Vec<Confirmed>>>) {
     let mut link = None;
-    for at in 0.. {
+    loop {
         let id = LeadId(Uuid::new_v4());
+        let body = World::lead(&format!("p{}", id.0.simple()));
         // What is not confirmed may be there all the same, and is published again under its id.
         loop {
-            if let Ok(Ok(true)) = timeout(PATIENCE, publish(&mut link, &url, &queue, id, at)).await {
+            if let Ok(Ok(true)) = timeout(PATIENCE, publish(&mut link, &url, &queue, id, &body)).await {
                 break;
             }
             link = None;
             tokio::time::sleep(4 * EVERY).await;
         }
-        confirmed.lock().unwrap().push(id);
+        confirmed.lock().unwrap().push(Confirmed { id, body: body.into_bytes() });
         tokio::time::sleep(EVERY).await;
     }
 }
@@ -88,7 +89,7 @@ async fn publish(
     url: &str,
     queue: &str,
     id: LeadId,
-    at: usize,
+    body: &str,
 ) -> lapin::Result<bool> {
     if link.is_none() {
         *link = Some(connect(url).await?);
@@ -96,7 +97,6 @@ async fn publish(
     let Some((_, channel)) = link else { return Ok(false) };
     let properties = BasicProperties::default().with_delivery_mode(2).with_message_id(id.to_string().into());
     let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
-    let body = World::lead(&format!("p{at}"));
     let confirm = channel.basic_publish("".into(), queue.into(), options, body.as_bytes(), properties).await?.await?;
     Ok(matches!(confirm, lapin::Confirmation::Ack(None)))
 }
@@ -117,8 +117,8 @@ pub struct Struck {
 impl Flowing {
     /// Starts both, the worker with this environment besides the world's own, and waits until leads are delivered.
     pub async fn start(world: World, environment: &[(&str, &str)]) -> Self {
-        let producer = Producer::start(&world.broker.url, &world.broker.queue);
-        let worker = world.worker_with(environment);
+        let producer = Producer::start(&world, &world.broker.url);
+        let worker = world.worker_with(&[], environment).await;
         let flowing = Self { world, worker, producer };
         flowing.until_delivering(0).await;
         flowing
@@ -128,7 +128,8 @@ impl Flowing {
     async fn until_delivering(&self, skip: usize) {
         self.world
             .until("a lead of those just published is delivered", async || {
-                let Some(id) = self.producer.confirmed().get(skip).copied() else { return false };
+                let next = self.world.broker.confirmed.lock().unwrap().get(skip).map(|next| next.id);
+                let Some(id) = next else { return false };
                 // The test's own connections may be broken, too.
                 let lead = self.world.ledger.show(id).await.ok().flatten();
                 lead.is_some_and(|lead| lead.state == LeadState::Delivered)
@@ -164,23 +165,24 @@ impl Flowing {
         assert!(blamed.is_ok(), "/readyz does not blame {neighbour} alone with one of {words:?}: {last:#}");
     }
 
-    /// How often the worker has complained so far.
-    fn complaints(&self) -> usize {
-        self.worker.said().lines().filter(|line| line.contains(" WARN ") || line.contains("ERROR ")).count()
+    /// What the worker has complained of so far.
+    fn complaints(&self) -> Vec<String> {
+        let is_one = |line: &&str| line.contains(" WARN ") || line.contains("ERROR ");
+        self.worker.said().lines().filter(is_one).map(str::to_owned).collect()
     }
 
     /// A fault strikes now.
     pub fn strikes(&self) -> Struck {
-        Struck { at: Instant::now(), complaints: self.complaints() }
+        Struck { at: Instant::now(), complaints: self.complaints().len() }
     }
 
     /// The fault is over: the worker has not complained in a hot loop meanwhile, and without anybody's help it is ready and
     /// delivers what is published from now on, within this time.
     pub async fn comes_back(&self, struck: Struck, within: Duration) {
-        let (lasted, complaints) = (struck.at.elapsed(), self.complaints() - struck.complaints);
+        let (lasted, complaints) = (struck.at.elapsed(), self.complaints().split_off(struck.complaints));
         let most = COMPLAINTS * (1.0 + lasted.as_secs_f64());
-        assert!(complaints as f64 <= most, "{complaints} complaints in {lasted:?}:\n{}", self.worker.said());
-        let (since, skip) = (Instant::now(), self.producer.confirmed().len());
+        assert!(complaints.len() as f64 <= most, "{} complaints in {lasted:?}: {complaints:#?}", complaints.len());
+        let (since, skip) = (Instant::now(), self.producer.confirmed());
         let back = async {
             self.until_delivering(skip).await;
             while self.readyz().await.0 != 200 {
@@ -188,34 +190,36 @@ impl Flowing {
             }
         };
         let back = timeout(within, back).await;
-        assert!(back.is_ok(), "not back after {:?}:\n{}", since.elapsed(), self.worker.said());
+        assert!(back.is_ok(), "not back after {:?}: {:#?}", since.elapsed(), self.complaints());
+        eprintln!("TIMING lasted {lasted:?}, {} complaints, back after {:?}", complaints.len(), since.elapsed());
     }
 
-    /// Publishes no more, and checks that each confirmed lead was delivered, and posted once unless the ledger has a doubt about
-    /// one of its posts; that the books balance, and that the queue is empty.
-    pub async fn finish(self) {
+    /// Publishes no more, and waits until all that was confirmed has come to an end.
+    pub async fn drained(self) -> (World, Process) {
         let Self { mut world, worker, producer } = self;
-        let ids = producer.stop().await;
+        producer.stop().await;
+        // Its connections may be broken.
         world.ledger = Ledger::new(&world.settings, "test").unwrap();
-        world.until_all_delivered(&ids).await;
-        let sql = "select distinct lead_id from attempts where outcome = 'uncertain'";
-        let doubted: Vec<Uuid> = sqlx::query_scalar(sql).fetch_all(&world.database.pool).await.unwrap();
-        let doubted: HashSet<Uuid> = doubted.into_iter().collect();
-        for id in &ids {
-            let posts = world.posts(*id);
-            assert!(posts == 1 || posts > 1 && doubted.contains(&id.0), "{id} was posted {posts} times");
-        }
+        let ids: Vec<Uuid> = world.broker.confirmed().iter().map(|confirmed| confirmed.id.0).collect();
+        let ended = async || {
+            // Nothing waits for its time; leases are left alone.
+            let sql = "update leads set next_attempt_at = now() \
+                       where state = 'pending' and lease is null and next_attempt_at > now()";
+            world.execute(sql).await;
+            let sql = "select count(*) from leads where id = any($1) and state in ('delivered', 'duplicate')";
+            let ended: i64 = sqlx::query_scalar(sql).bind(&ids).fetch_one(&world.database.pool).await.unwrap();
+            usize::try_from(ended).unwrap() == ids.len()
+        };
+        world.until("all confirmed leads are with the API", ended).await;
+        (world, worker)
+    }
+
+    /// Ends it all: each confirmed lead is with the API, once, or with each doubt about that on record.
+    pub async fn finish(self) {
+        let (mut world, worker) = self.drained().await;
         let said = worker.stop().await;
         world.broker.reconnect().await;
-        assert_eq!(world.broker.depth().await, 0, "messages are left in the queue:\n{said}");
-        world.check_books().await;
-    }
-}
-
-impl World {
-    /// Starts `leadpost run` with further environment.
-    pub fn worker_with(&self, environment: &[(&str, &str)]) -> Process {
-        let more = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
-        Process::start(&["run"], self.environment().into_iter().chain(more).collect())
+        let audit = world.check_all().await;
+        assert!(audit.holds(), "{audit:#?}\n{said}");
     }
 }

@@ -8,6 +8,7 @@ use std::ops::Deref;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::{MappedMutexGuard, Mutex, MutexGuard};
@@ -33,9 +34,12 @@ pub struct Server {
     state: PathBuf,
     url: String,
     ctl: PathBuf,
+    node: String,
     is_down: AtomicBool,
     is_frozen: AtomicBool,
     is_alarmed: AtomicBool,
+    /// What sets back what was tuned.
+    untune: std::sync::Mutex<Vec<String>>,
     /// Its end is ours: it closes when this process ends.
     _watchdog: PipeWriter,
 }
@@ -129,9 +133,11 @@ impl Server {
             state,
             url,
             ctl: value("LEADPOST_SERVICES_RABBITMQCTL").into(),
+            node: value("LEADPOST_SERVICES_NODE"),
             is_down: AtomicBool::new(false),
             is_frozen: AtomicBool::new(false),
             is_alarmed: AtomicBool::new(false),
+            untune: std::sync::Mutex::default(),
             _watchdog: writer,
         }
     }
@@ -141,10 +147,9 @@ impl Server {
         &self.url
     }
 
-    /// Stops it as its operator would, and starts it again.
-    pub async fn restart(&self) {
-        self.stop().await;
-        self.start().await;
+    /// What a node of RabbitMQ calls itself.
+    pub fn node(&self) -> &str {
+        &self.node
     }
 
     /// Stops it as its operator would.
@@ -179,6 +184,14 @@ impl Server {
         self.is_alarmed.store(on, Ordering::Release);
     }
 
+    /// Changes a setting of RabbitMQ's, until the test is done: channels that are opened from now on have it.
+    pub async fn tune(&self, name: &str, value: u64) {
+        let before = self.ctl(&["eval", &format!("{{ok, V}} = application:get_env(rabbit, {name}), V.")]).await;
+        let set = |value: &str| format!("application:set_env(rabbit, {name}, {value}).");
+        self.untune.lock().unwrap().push(set(before.trim()));
+        self.ctl(&["eval", &set(&value.to_string())]).await;
+    }
+
     /// What `rabbitmqctl` prints for this.
     pub async fn ctl(&self, arguments: &[&str]) -> String {
         let arguments: Vec<String> = arguments.iter().map(|argument| (*argument).to_owned()).collect();
@@ -208,6 +221,9 @@ impl Server {
             let mut command = Command::new(&self.ctl);
             command.args(["-q", "set_vm_memory_high_watermark", "absolute", "1GB"]);
             healed = healed.and_then(|_| output(&mut command));
+        }
+        for expression in std::mem::take(&mut *self.untune.lock().unwrap_or_else(PoisonError::into_inner)) {
+            healed = healed.and_then(|_| output(Command::new(&self.ctl).args(["-q", "eval", &expression])));
         }
         if let Err(error) = healed {
             drop(writeln!(std::io::stderr(), "{} is left in a bad state: {error}", self.name));
