@@ -16,6 +16,7 @@ mod logins;
 mod outcomes;
 mod presets;
 mod privacy;
+mod proxied;
 mod proxy;
 mod readme;
 mod reconcile;
