@@ -19,6 +19,7 @@ mod outage;
 mod outcomes;
 mod presets;
 mod privacy;
+mod proxied;
 mod proxy;
 mod rabbitmq;
 mod readme;
