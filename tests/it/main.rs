@@ -14,6 +14,8 @@ mod identity;
 mod lease;
 mod logins;
 mod outcomes;
+mod poison;
+mod poison_headers;
 mod presets;
 mod privacy;
 mod readme;

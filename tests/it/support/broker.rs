@@ -47,9 +47,24 @@ impl Broker {
 
     /// Makes the queue anew, with a limit of deliveries and without dead letters: what reaches it vanishes.
     pub async fn limit_deliveries(&self, limit: i64) {
+        self.declare_anew(limit, FieldTable::default()).await;
+    }
+
+    /// Makes the queue anew, with a limit of deliveries, and returns the name of the queue in which what reaches it ends.
+    pub async fn bury_dead_letters(&self, limit: i64) -> String {
+        let dead = format!("{}.dead", self.queue);
+        let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+        self.channel.queue_declare(dead.as_str().into(), options, FieldTable::default()).await.unwrap();
+        let mut arguments = FieldTable::default();
+        arguments.insert("x-dead-letter-exchange".into(), AMQPValue::LongString("".into()));
+        arguments.insert("x-dead-letter-routing-key".into(), AMQPValue::LongString(dead.as_str().into()));
+        self.declare_anew(limit, arguments).await;
+        dead
+    }
+
+    async fn declare_anew(&self, limit: i64, mut arguments: FieldTable) {
         let queue = || self.queue.as_str().into();
         self.channel.queue_delete(queue(), QueueDeleteOptions::default()).await.unwrap();
-        let mut arguments = FieldTable::default();
         arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
         arguments.insert("x-delivery-limit".into(), AMQPValue::LongLongInt(limit));
         let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
@@ -67,10 +82,15 @@ impl Broker {
             headers.insert("x-leadpost-replay".into(), AMQPValue::Boolean(true));
             properties = properties.with_headers(headers);
         }
+        self.publish_with(&message.body, properties).await;
+    }
+
+    /// Publishes with these properties, and waits for the confirm.
+    pub async fn publish_with(&self, body: &[u8], properties: BasicProperties) {
         let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
         let confirm = self
             .channel
-            .basic_publish("".into(), self.queue.as_str().into(), options, &message.body, properties)
+            .basic_publish("".into(), self.queue.as_str().into(), options, body, properties)
             .await
             .unwrap()
             .await
@@ -80,9 +100,13 @@ impl Broker {
 
     /// How many messages wait in the queue; those that a consumer holds are not among them.
     pub async fn depth(&self) -> u32 {
+        self.depth_of(&self.queue).await
+    }
+
+    /// The same of another queue.
+    pub async fn depth_of(&self, queue: &str) -> u32 {
         let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-        let queue =
-            self.channel.queue_declare(self.queue.as_str().into(), options, FieldTable::default()).await.unwrap();
+        let queue = self.channel.queue_declare(queue.into(), options, FieldTable::default()).await.unwrap();
         queue.message_count()
     }
 }
