@@ -175,3 +175,27 @@ async fn a_message_whose_id_is_no_text_ends_among_the_dead_letters_byte_for_byte
     assert!(worker.said().contains("it handed out a message that cannot be read"), "{}", worker.said());
     ends_well(world, worker).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn headers_that_are_nested_as_deep_as_a_frame_allows_do_not_end_the_worker() {
+    const DEPTH: usize = 24_000;
+    let world = World::new().await;
+    world.broker.limit_deliveries(3).await;
+    let mut good = Vec::new();
+    let id = LeadId(Uuid::new_v4());
+    let body = World::lead("zyxq");
+    // An array in an array in an array: a byte for the type, and four for the length.
+    let arrays =
+        (0..DEPTH).flat_map(|n| [&b"A"[..], &u32::try_from(5 * (DEPTH - 1 - n)).unwrap().to_be_bytes()].concat());
+    let table = [&b"\x04zyxq"[..], &arrays.collect::<Vec<u8>>()].concat();
+    among_neighbours(&world, &mut good, async || {
+        let id = id.to_string();
+        tokio::task::block_in_place(|| world.broker.publish_raw(id.as_bytes(), Some(&table), body.as_bytes()));
+    })
+    .await;
+    let worker = world.worker(&all_at_once()).await;
+    are_unharmed(&world, &good).await;
+    world.until_state(id, LeadState::Delivered).await;
+    assert_eq!(world.posts(id), 1);
+    ends_well(world, worker).await;
+}
