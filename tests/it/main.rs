@@ -9,6 +9,7 @@ mod architecture;
 mod binary;
 mod bodies;
 mod echoes;
+mod endpoints;
 mod flow;
 mod identity;
 mod lease;
