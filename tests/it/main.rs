@@ -23,6 +23,7 @@ mod readme;
 mod reconcile;
 mod refresh;
 mod requeue;
+mod security;
 mod sessions;
 mod support;
 mod token_answers;

@@ -40,7 +40,6 @@ pub enum Door {
 /// A request as it was read.
 #[derive(Clone, Debug)]
 pub struct Taken {
-    pub at: Instant,
     /// Request line and headers, byte for byte.
     pub head: String,
     pub body: Vec<u8>,
@@ -242,7 +241,7 @@ async fn read(stream: &mut TcpStream, left: &mut Vec<u8>) -> Option<Taken> {
     loop {
         if let Some(end) = left.windows(END.len()).position(|window| window == END) {
             let head = String::from_utf8_lossy(&left[..end]).into_owned();
-            let mut taken = Taken { at: Instant::now(), head, body: Vec::new() };
+            let mut taken = Taken { head, body: Vec::new() };
             let length: usize = taken.header("content-length").parse().unwrap_or(0);
             if left.len() >= end + END.len() + length {
                 let rest = left.split_off(end + END.len() + length);
