@@ -24,7 +24,7 @@ fn name(point: Point) -> String {
 /// A worker that dies at this point.
 async fn doomed(world: &World, point: Point, nth: u32) -> Process {
     let faults = format!("crash_at={}:{nth}", name(point));
-    world.worker_as(&["--concurrency", &SLOTS.to_string()], &[("LEADPOST_FAULTS", &faults)]).await
+    world.worker_with(&["--concurrency", &SLOTS.to_string()], &[("LEADPOST_FAULTS", &faults)]).await
 }
 
 /// Waits until it has died where it was to die.
@@ -260,7 +260,7 @@ async fn a_crash_around_a_message_that_is_set_aside_keeps_it() {
         sqlx::query("select 1 from leads where id = $1 for update").bind(id.0).execute(&mut *lock).await.unwrap();
         world.broker.publish(Message::new(id, &World::lead("ann"))).await;
         let faults = format!("crash_at={}", name(point));
-        let worker = world.worker_as(&[], &[environment[0], ("LEADPOST_FAULTS", &faults)]).await;
+        let worker = world.worker_with(&[], &[environment[0], ("LEADPOST_FAULTS", &faults)]).await;
         let aside = async || world.number("select count(*) from aside").await;
         if point == Point::Absorbing {
             world.until("the message is set aside", async || aside().await == 1).await;
@@ -271,7 +271,7 @@ async fn a_crash_around_a_message_that_is_set_aside_keeps_it() {
             assert_eq!(aside().await, i64::from(point == Point::SetAside));
             lock.commit().await.unwrap();
         }
-        let worker = world.worker_as(&[], &environment).await;
+        let worker = world.worker_with(&[], &environment).await;
         // What is set aside and was not acknowledged comes again, and is counted twice.
         let received = if point == Point::SetAside { 3 } else { 2 };
         world.until("the message is counted", async || world.show(id).await.received >= received).await;

@@ -11,12 +11,15 @@ mod bodies;
 #[cfg(feature = "faults")]
 mod crash;
 mod echoes;
+mod endpoints;
 mod flow;
 mod identity;
 mod lease;
 mod logins;
 mod outage;
 mod outcomes;
+mod poison;
+mod poison_headers;
 mod presets;
 mod privacy;
 mod proxied;
@@ -28,6 +31,7 @@ mod refresh;
 mod requeue;
 #[cfg(feature = "faults")]
 mod sabotage;
+mod security;
 mod sessions;
 mod support;
 mod token_answers;

@@ -11,7 +11,7 @@ use crate::support::{Process, World};
 /// A worker without this rule.
 async fn without(world: &World, rule: &str, more: &str) -> Process {
     let faults = format!("break={rule}{more}");
-    world.worker_as(&["--concurrency", "4"], &[("LEADPOST_FAULTS", &faults)]).await
+    world.worker_with(&["--concurrency", "4"], &[("LEADPOST_FAULTS", &faults)]).await
 }
 
 /// Ends them, however it takes that, and waits until what they posted has ended.
@@ -55,7 +55,7 @@ async fn the_checker_finds_a_message_that_was_acknowledged_before_its_commit_and
         let world = World::new().await;
         world.publish_many("lead", 3).await;
         let faults = if honest { "crash_at=accepting" } else { "break=commit-before-ack,crash_at=accepting" };
-        let mut worker = world.worker_as(&[], &[("LEADPOST_FAULTS", faults)]).await;
+        let mut worker = world.worker_with(&[], &[("LEADPOST_FAULTS", faults)]).await;
         assert_eq!(worker.ended().await, None, "{}", worker.said());
         let next = world.worker(&[]).await;
         let later = world.publish("later").await;
@@ -93,7 +93,7 @@ async fn the_checker_finds_a_lead_that_a_worker_settled_without_its_lease() {
         world.publish_many("lead", 12).await;
         let rule = if honest { Vec::new() } else { vec![("LEADPOST_FAULTS", "break=fence")] };
         // It has more in hand than it posts at a time.
-        let frozen = world.worker_as(&["--concurrency", "1"], &rule).await;
+        let frozen = world.worker_with(&["--concurrency", "1"], &rule).await;
         world.until("it posts one of those in hand", async || held(&world).await.len() > 1 && posts(&world) == 1).await;
         // Told to stop, it will hand back what it has not begun. By then, that is not its own any more.
         frozen.signal("TERM");
@@ -103,7 +103,7 @@ async fn the_checker_finds_a_lead_that_a_worker_settled_without_its_lease() {
         let not_begun: Vec<Uuid> = held(&world).await.into_iter().filter(|id| world.posts(LeadId(*id)) == 0).collect();
         world.execute("update leads set next_attempt_at = now() where lease is not null").await;
         assert!(!not_begun.is_empty());
-        let other = world.worker_as(&["--concurrency", "16"], &[]).await;
+        let other = world.worker_with(&["--concurrency", "16"], &[]).await;
         world
             .until("another posts what it had not begun", async || {
                 due(&world).await;

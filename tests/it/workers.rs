@@ -22,7 +22,7 @@ const SHORT: [(&str, &str); 4] = [
 const FOUND: Duration = Duration::from_secs(12);
 
 async fn worker(world: &World, concurrency: &str) -> Process {
-    world.worker_as(&["--concurrency", concurrency], &SHORT).await
+    world.worker_with(&["--concurrency", concurrency], &SHORT).await
 }
 
 fn posts(world: &World) -> Vec<Entry> {

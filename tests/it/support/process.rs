@@ -63,11 +63,11 @@ impl World {
 
     /// Starts `leadpost run`, and waits until it says that it does.
     pub async fn worker(&self, arguments: &[&str]) -> Process {
-        self.worker_as(arguments, &[]).await
+        self.worker_with(arguments, &[]).await
     }
 
     /// The same, with further environment.
-    pub async fn worker_as(&self, arguments: &[&str], environment: &[(&str, &str)]) -> Process {
+    pub async fn worker_with(&self, arguments: &[&str], environment: &[(&str, &str)]) -> Process {
         let further = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
         let environment = self.environment().into_iter().chain(further).collect();
         let process = Process::start(&[&["run"], arguments].concat(), environment);
@@ -158,6 +158,13 @@ impl Process {
             .map(|rest| rest.chars().take_while(char::is_ascii_digit).collect())
             .unwrap_or_default();
         get(&format!("http://127.0.0.1:{address}{path}")).await
+    }
+
+    /// The most memory that it has held at a time so far, in bytes.
+    pub fn peak_memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        line.trim_end_matches("kB").trim().parse::<u64>().unwrap() * 1024
     }
 
     /// Sends it a signal, such as `TERM`.
