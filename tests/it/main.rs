@@ -9,6 +9,8 @@ mod architecture;
 mod binary;
 mod bodies;
 #[cfg(feature = "faults")]
+mod chaos;
+#[cfg(feature = "faults")]
 mod crash;
 mod echoes;
 mod endpoints;

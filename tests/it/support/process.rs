@@ -173,6 +173,11 @@ impl Process {
         assert!(kill.success(), "the process is gone:\n{}", self.said());
     }
 
+    /// Whether it is there still.
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
     /// Waits until it has ended, and returns its exit code.
     pub async fn ended(&mut self) -> Option<i32> {
         let child = &mut self.child;
