@@ -183,6 +183,10 @@ fn limits(options: PgConnectOptions, lock_timeout_ms: u64, statement_timeout_ms:
         ("statement_timeout", statement_timeout_ms.to_string()),
         ("lock_timeout", lock_timeout_ms.to_string()),
         ("idle_in_transaction_session_timeout", "30000".to_owned()),
+        // A worker that has vanished lets go of its locks within half a minute, and not after two hours.
+        ("tcp_keepalives_idle", "10".to_owned()),
+        ("tcp_keepalives_interval", "5".to_owned()),
+        ("tcp_keepalives_count", "3".to_owned()),
         // A ledger whose commits may vanish would be none.
         ("synchronous_commit", "on".to_owned()),
     ])

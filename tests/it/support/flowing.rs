@@ -45,8 +45,13 @@ pub struct Producer {
 impl Producer {
     /// Publishes to the queue of this world, by this URL.
     pub fn start(world: &World, url: &str) -> Self {
+        Self::start_every(world, url, EVERY)
+    }
+
+    /// The same, with so much time between two leads.
+    pub fn start_every(world: &World, url: &str, every: Duration) -> Self {
         let (confirmed, stop) = (Arc::clone(&world.broker.confirmed), CancellationToken::new());
-        let task = produce(url.to_owned(), world.broker.queue.clone(), Arc::clone(&confirmed));
+        let task = produce(url.to_owned(), world.broker.queue.clone(), Arc::clone(&confirmed), every);
         let stopped = stop.clone();
         let task = tokio::spawn(async move {
             stopped.run_until_cancelled_owned(task).await;
@@ -66,7 +71,7 @@ impl Producer {
     }
 }
 
-async fn produce(url: String, queue: String, confirmed: Arc<Mutex<Vec<Confirmed>>>) {
+async fn produce(url: String, queue: String, confirmed: Arc<Mutex<Vec<Confirmed>>>, every: Duration) {
     let mut link = None;
     loop {
         let id = LeadId(Uuid::new_v4());
@@ -80,7 +85,7 @@ async fn produce(url: String, queue: String, confirmed: Arc<Mutex<Vec<Confirmed>
             tokio::time::sleep(4 * EVERY).await;
         }
         confirmed.lock().unwrap().push(Confirmed { id, body: body.into_bytes() });
-        tokio::time::sleep(EVERY).await;
+        tokio::time::sleep(every).await;
     }
 }
 
@@ -191,7 +196,6 @@ impl Flowing {
         };
         let back = timeout(within, back).await;
         assert!(back.is_ok(), "not back after {:?}: {:#?}", since.elapsed(), self.complaints());
-        eprintln!("TIMING lasted {lasted:?}, {} complaints, back after {:?}", complaints.len(), since.elapsed());
     }
 
     /// Publishes no more, and waits until all that was confirmed has come to an end.
