@@ -347,7 +347,13 @@ async fn bare() -> World {
 async fn is_whole(world: &World) {
     let worker = world.worker(&[]).await;
     let id = world.publish("ann").await;
-    world.until_state(id, LeadState::Delivered).await;
+    world
+        .until("the lead is delivered", async || {
+            // There is no table of leads until the worker has made it.
+            let lead = world.ledger.show(id).await.ok().flatten();
+            lead.is_some_and(|lead| lead.state == LeadState::Delivered)
+        })
+        .await;
     worker.stop().await;
     let again = world.leadpost(&["migrate"]).await;
     assert_eq!(again.code, Some(0), "{again:?}");
