@@ -15,6 +15,9 @@ use crate::reason::chain;
 /// How long closing may take before the connection is dropped instead.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
 
+/// The largest frame that is taken, in bytes.
+const FRAME_MAX: u32 = 128 * 1024;
+
 /// Why RabbitMQ did not do what was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum BrokerError {
@@ -37,6 +40,12 @@ pub enum BrokerError {
         /// What lapin said.
         text: String,
     },
+    /// It handed out a message that the library cannot read.
+    #[error(
+        "RabbitMQ handed out a message that cannot be read: one of its properties is not UTF-8. It is delivered again and again until the \
+         queue's delivery limit sends it to the dead letters; without a limit, remove it by hand"
+    )]
+    Unreadable,
     /// The queue is not there.
     #[error("there is no queue {0:?}: run leadpost topology declare, or set amqp.queue")]
     NoQueue(String),
@@ -55,6 +64,8 @@ impl Address {
         let mut uri = AMQPUri::from_str(settings.url.expose()).map_err(BrokerError::Url)?;
         // lapin takes the server's 60 s when the URI gives none, and notices a dead peer after twice that.
         uri.query.heartbeat = Some(settings.heartbeat_s);
+        // It bounds how deep headers can nest (cli/stack.rs); RabbitMQ's default, and the lower of both ends' holds.
+        uri.query.frame_max = Some(FRAME_MAX);
         Ok(Self { uri, timeout: Duration::from_millis(settings.timeout_ms) })
     }
 

@@ -20,6 +20,10 @@ use crate::schedule::Schedule;
 const RECONNECT: Schedule =
     Schedule { initial: Duration::from_millis(250), multiplier: 2.0, max: Duration::from_secs(15), jitter: 0.5 };
 
+/// The same while a message that cannot be read breaks every connection: all others wait until the delivery limit is used up.
+const READ_AGAIN: Schedule =
+    Schedule { initial: Duration::from_millis(250), multiplier: 2.0, max: Duration::from_secs(1), jitter: 0.5 };
+
 /// A consumer that heard nothing for so long is replaced: after an election a quorum queue may believe that messages are with
 /// a consumer which never got them, until that consumer's connection ends (rabbitmq/rabbitmq-server#15473).
 const IDLE_LIMIT: Duration = Duration::from_secs(15 * 60);
@@ -109,7 +113,8 @@ pub(super) async fn supervise(mut supervisor: Supervisor) {
                     failures = 0;
                 }
                 failures += 1;
-                let pause = RECONNECT.delay(failures, fastrand::f64());
+                let schedule = if matches!(error, BrokerError::Unreadable) { READ_AGAIN } else { RECONNECT };
+                let pause = schedule.delay(failures, fastrand::f64());
                 let pause_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
                 match &error {
                     BrokerError::NoQueue(_) => {
@@ -302,13 +307,10 @@ impl Supervisor {
 }
 
 fn broken(doing: &'static str, error: &lapin::Error) -> BrokerError {
-    let mut text = crate::reason::chain(error);
-    if matches!(error.kind(), lapin::ErrorKind::ParsingError(_)) {
-        text = "it handed out a message that cannot be read: one of its properties is not UTF-8. It is delivered again and again \
-                until the queue's delivery limit sends it to the dead letters; without a limit, remove it by hand"
-            .to_owned();
+    match error.kind() {
+        lapin::ErrorKind::ParsingError(_) => BrokerError::Unreadable,
+        _ => BrokerError::Failed { doing, text: crate::reason::chain(error) },
     }
-    BrokerError::Failed { doing, text }
 }
 
 fn integer(value: &AMQPValue) -> Option<u64> {

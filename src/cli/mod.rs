@@ -15,6 +15,7 @@ mod publish;
 mod requeue;
 mod run;
 mod sandbox;
+mod stack;
 mod status;
 mod topology;
 mod verify;
@@ -126,9 +127,13 @@ pub fn main() -> ExitCode {
         say(&format!("error: {problem}"));
         return ExitCode::from(Exit::Usage.code());
     }
+    if matches!(cli.command, Command::Run(_)) {
+        stack::deepen();
+    }
     // All TLS goes through one provider. Only a second call could fail.
     drop(rustls::crypto::ring::default_provider().install_default());
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().thread_stack_size(stack::OURS).build()
+    {
         Ok(runtime) => runtime,
         Err(error) => {
             say(&format!("error: cannot start: {error}"));
@@ -206,7 +211,10 @@ fn exit_of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<Exit> {
     };
     let of_broker = |error: &BrokerError| match error {
         BrokerError::Url(_) => Exit::Config,
-        BrokerError::Timeout { .. } | BrokerError::Failed { .. } | BrokerError::NoQueue(_) => Exit::Unreachable,
+        BrokerError::Timeout { .. }
+        | BrokerError::Failed { .. }
+        | BrokerError::NoQueue(_)
+        | BrokerError::Unreadable => Exit::Unreachable,
     };
     // Transparent errors stand for their causes and hide them.
     match cause.downcast_ref::<StartError>() {

@@ -3,7 +3,7 @@
 use anyhow::Context as _;
 use tokio_util::sync::CancellationToken;
 
-use super::Exit;
+use super::{Exit, stack};
 use crate::config::{ConfigError, Source};
 use crate::lifecycle::Shutdown;
 use crate::worker::{Stopped, Worker};
@@ -40,6 +40,11 @@ pub(super) async fn run(args: RunArgs, source: &Source) -> anyhow::Result<Exit> 
     source.flags.extend(flags.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))));
     let settings = source.load()?;
     telemetry::init(&settings.log).map_err(|problem| ConfigError(vec![problem]))?;
+    if !stack::is_deep() {
+        tracing::warn!(
+            "threads have shallow stacks: a message with headers nested hundreds deep can end the process; see RUST_MIN_STACK in the README"
+        );
+    }
     let shutdown = Shutdown::on_signals().context("cannot listen to signals")?;
 
     let name = worker_name();

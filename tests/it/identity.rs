@@ -511,7 +511,7 @@ async fn a_message_that_the_client_cannot_read_goes_to_the_delivery_limit_alone_
     let before = world.publish("ann").await;
     // As a producer writes it that takes AMQP's short strings for bytes: a binary UUID, or Latin-1.
     let body = World::lead("bad");
-    tokio::task::block_in_place(|| world.broker.publish_raw(b"M\xfcller-\xff", body.as_bytes()));
+    tokio::task::block_in_place(|| world.broker.publish_raw(b"M\xfcller-\xff", None, body.as_bytes()));
     let after = world.publish("bob").await;
     let running = world.start().await;
     for id in [before, after] {

@@ -9,23 +9,34 @@ mod architecture;
 mod binary;
 mod bodies;
 #[cfg(feature = "faults")]
+mod chaos;
+#[cfg(feature = "faults")]
 mod crash;
 mod echoes;
+mod endpoints;
 mod flow;
 mod identity;
 mod lease;
 mod logins;
 mod outage;
 mod outcomes;
+mod poison;
+mod poison_headers;
 mod presets;
 mod privacy;
+mod proxied;
+mod proxy;
 mod rabbitmq;
 mod readme;
 mod reconcile;
 mod refresh;
 mod requeue;
+#[cfg(feature = "faults")]
+mod sabotage;
+mod security;
 mod sessions;
 mod support;
 mod token_answers;
 mod tokens;
 mod way;
+mod workers;

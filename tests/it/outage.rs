@@ -14,7 +14,7 @@ const LONGER_THAN_HELD: Duration = Duration::from_secs(20);
 
 /// A world with a queue that drops what was delivered more than three times.
 async fn world_at(postgres: &Server) -> World {
-    let world = World::at(&amqp_url(), postgres.url()).await;
+    let world = World::on(&amqp_url(), postgres.url()).await;
     world.broker.limit_deliveries(2).await;
     world
 }

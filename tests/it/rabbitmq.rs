@@ -24,7 +24,7 @@ const SOON: Duration = Duration::from_secs(8);
 const ELECTED: Duration = Duration::from_secs(10);
 
 async fn world_at(rabbitmq: &Server) -> World {
-    World::at(rabbitmq.url(), &database_url()).await
+    World::on(rabbitmq.url(), &database_url()).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -132,7 +132,7 @@ async fn a_channel_closed_over_acks_that_came_too_late_is_replaced_and_its_leads
     let (rabbitmq, postgres) = (Servers::rabbitmq().await, Servers::postgres().await);
     rabbitmq.tune("consumer_timeout", 500).await;
     rabbitmq.tune("channel_tick_interval", 200).await;
-    let world = World::at(rabbitmq.url(), postgres.url()).await;
+    let world = World::on(rabbitmq.url(), postgres.url()).await;
     let flowing = Flowing::start(world, &SHORT).await;
     let struck = flowing.strikes();
     // Nothing can be committed, and so nothing acknowledged.

@@ -48,10 +48,14 @@ impl World {
 
     /// A world whose leads, named by `name` alone, go to this port instead, with these settings of the destination besides.
     pub async fn towards(port: &Port, pairs: &[(&str, &str)]) -> Self {
+        Self::at(&port.url("/leads"), pairs).await
+    }
+
+    /// The same for this URL.
+    pub async fn at(url: &str, pairs: &[(&str, &str)]) -> Self {
         let mut world = Self::new().await;
         world.destination.clear();
-        let url = port.url("/leads");
-        world.set(&[&[("PRESET", "7targets"), ("MANDATORY", "name"), ("REQUEST__URL", &url)], pairs].concat());
+        world.set(&[&[("PRESET", "7targets"), ("MANDATORY", "name"), ("REQUEST__URL", url)], pairs].concat());
         world
     }
 

@@ -179,14 +179,10 @@ impl Audit {
             let attempts = attempts.get(id).map_or(&[][..], Vec::as_slice);
             match known.get(id) {
                 None => self.wrong.push(format!("lead {id} was posted, and is not in the ledger")),
-                Some(row) if attempts.is_empty() => {
-                    // One that is under way has its attempt later.
-                    if !row.leased {
-                        self.wrong.push(format!(
-                            "lead {id} was posted, and the ledger says that it never was: {}",
-                            row.state
-                        ));
-                    }
+                // One that is under way has its attempt later.
+                Some(row) if attempts.is_empty() && !row.leased => {
+                    self.wrong
+                        .push(format!("lead {id} was posted, and the ledger says that it never was: {}", row.state));
                 }
                 Some(row) => self.check_lead(*id, row, attempts, posts),
             }
@@ -225,36 +221,31 @@ impl Audit {
         if row.replays == 0 && last_end.is_some_and(|at| at + 1 < attempts.len()) {
             self.doubles.push(format!("lead {id}: attempts after its end: {}", record()));
         }
-        for (earlier, later) in posts.iter().zip(posts.iter().skip(1)) {
-            let at_once = earlier.ended.is_none_or(|ended| ended > later.received);
-            // A post that was given up, and is on record as that, may still be in work.
-            if at_once && doubts == 0 {
-                self.doubles.push(format!("lead {id}: posted twice at a time: {}", record()));
-            }
+        // A post that the worker gave up may still be in work; one of a worker that died is not.
+        let given_up = attempts.iter().any(|attempt| attempt.outcome == "uncertain" && !attempt.expired);
+        let at_once = |(earlier, later): (&Entry, &Entry)| earlier.ended.is_none_or(|ended| ended > later.received);
+        if !given_up && posts.iter().zip(posts.iter().skip(1)).any(at_once) {
+            self.doubles.push(format!("lead {id}: posted twice at a time: {}", record()));
         }
     }
 }
 
-/// Whether these attempts, in this order, can be what the worker saw of these posts: each answer that it recorded was given, each doubt
-/// stands for at most one post that the API may have processed, and what the worker died over may have been several that it did not.
+/// Whether these attempts, in this order, can be what was seen of these posts: each answer on record was given, each doubt stands for one
+/// post at most, and what a worker died over may have been several more that the API did not process.
 fn explains(attempts: &[Attempt], posts: &[Entry]) -> bool {
     let Some((attempt, rest)) = attempts.split_first() else { return posts.is_empty() };
-    if attempt.outcome == "not_sent" {
-        return explains(rest, posts);
-    }
-    if attempt.outcome == "uncertain" && explains(rest, posts) {
+    if matches!(attempt.outcome.as_str(), "not_sent" | "uncertain") && explains(rest, posts) {
         return true;
+    }
+    if attempt.outcome == "not_sent" {
+        return false;
     }
     if attempt.expired {
         let unprocessed = posts.iter().take_while(|post| !post.effect.processed()).count();
         return (1..=(unprocessed + 1).min(posts.len())).any(|n| explains(rest, &posts[n..]));
     }
     let Some((post, later)) = posts.split_first() else { return false };
-    let agrees = match attempt.http_status {
-        Some(status) => post.status == Some(status),
-        None => true,
-    };
-    agrees && explains(rest, later)
+    attempt.http_status.is_none_or(|status| post.status == Some(status)) && explains(rest, later)
 }
 
 async fn leads(pool: &PgPool) -> Vec<Row> {

@@ -51,8 +51,8 @@ impl Broker {
     }
 
     /// Declares the queue, with these arguments besides its type.
-    pub async fn declare(&self, arguments: &[(&str, i64)]) {
-        let pairs = arguments.iter().map(|(name, value)| ((*name).into(), AMQPValue::LongLongInt(*value)));
+    pub async fn declare(&self, arguments: &[(&str, AMQPValue)]) {
+        let pairs = arguments.iter().map(|(name, value)| ((*name).into(), value.clone()));
         let mut arguments: FieldTable = pairs.collect::<std::collections::BTreeMap<_, _>>().into();
         arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
         let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
@@ -67,7 +67,22 @@ impl Broker {
     /// Makes the queue anew, with a limit of deliveries and without dead letters: what reaches it vanishes.
     pub async fn limit_deliveries(&self, limit: i64) {
         self.delete().await;
-        self.declare(&[("x-delivery-limit", limit)]).await;
+        self.declare(&[("x-delivery-limit", AMQPValue::LongLongInt(limit))]).await;
+    }
+
+    /// Makes the queue anew, with a limit of deliveries, and returns the name of the queue in which what reaches it ends.
+    pub async fn bury_dead_letters(&self, limit: i64) -> String {
+        let dead = format!("{}.dead", self.queue);
+        let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+        self.channel.queue_declare(dead.as_str().into(), options, FieldTable::default()).await.unwrap();
+        self.delete().await;
+        self.declare(&[
+            ("x-delivery-limit", AMQPValue::LongLongInt(limit)),
+            ("x-dead-letter-exchange", AMQPValue::LongString("".into())),
+            ("x-dead-letter-routing-key", AMQPValue::LongString(dead.as_str().into())),
+        ])
+        .await;
+        dead
     }
 
     /// Connects again, after the server had let go, or has frozen.
@@ -86,17 +101,23 @@ impl Broker {
             headers.insert("x-leadpost-replay".into(), AMQPValue::Boolean(true));
             properties = properties.with_headers(headers);
         }
+        self.publish_with(&message.body, properties).await;
+    }
+
+    /// Publishes with these properties, and waits for the confirm.
+    pub async fn publish_with(&self, body: &[u8], properties: BasicProperties) {
         let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+        let message_id = properties.message_id().as_ref().map(|id| id.as_str());
+        let id = identify(&self.queue, message_id, body);
         let confirm = self
             .channel
-            .basic_publish("".into(), self.queue.as_str().into(), options, &message.body, properties)
+            .basic_publish("".into(), self.queue.as_str().into(), options, body, properties.clone())
             .await
             .unwrap()
             .await
             .unwrap();
         assert!(matches!(confirm, lapin::Confirmation::Ack(None)), "the message was not taken");
-        let id = identify(&self.queue, message.message_id.as_deref(), &message.body);
-        self.confirmed.lock().unwrap().push(Confirmed { id, body: message.body });
+        self.confirmed.lock().unwrap().push(Confirmed { id, body: body.to_vec() });
     }
 
     /// The messages that were confirmed so far, in order.
@@ -106,9 +127,13 @@ impl Broker {
 
     /// How many messages wait in the queue; those that a consumer holds are not among them.
     pub async fn depth(&self) -> u32 {
+        self.depth_of(&self.queue).await
+    }
+
+    /// The same of another queue.
+    pub async fn depth_of(&self, queue: &str) -> u32 {
         let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-        let queue =
-            self.channel.queue_declare(self.queue.as_str().into(), options, FieldTable::default()).await.unwrap();
+        let queue = self.channel.queue_declare(queue.into(), options, FieldTable::default()).await.unwrap();
         queue.message_count()
     }
 }

@@ -6,9 +6,11 @@ mod broker;
 mod database;
 pub mod flowing;
 mod process;
+pub mod proxy;
 mod raw;
 pub mod scene;
 pub mod servers;
+pub mod wire;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -71,7 +73,7 @@ impl World {
     }
 
     /// A world on other servers than the usual ones, each named by its URL.
-    pub async fn at(amqp_url: &str, database_url: &str) -> Self {
+    pub async fn on(amqp_url: &str, database_url: &str) -> Self {
         drop(rustls::crypto::ring::default_provider().install_default());
         let (broker, database) = (Broker::create_at(amqp_url).await, Database::create_at(database_url).await);
         Self::made_of("7targets", SandboxSettings::default(), broker, database)

@@ -10,7 +10,8 @@ const METHOD: u8 = 1;
 const HEADER: u8 = 2;
 const BODY: u8 = 3;
 
-/// The place of `message_id` among the property flags (AMQP 0-9-1, section 4.2.6.1).
+/// The places of `headers` and `message_id` among the property flags (AMQP 0-9-1, section 4.2.6.1).
+const HAS_HEADERS: u16 = 1 << 13;
 const HAS_MESSAGE_ID: u16 = 1 << 7;
 
 struct Wire(TcpStream);
@@ -32,18 +33,25 @@ impl Wire {
     /// Reads up to the next method, which must be this one; its arguments.
     fn expect(&mut self, class: u16, method: u16) -> Vec<u8> {
         loop {
-            let mut head = [0; 7];
-            self.0.read_exact(&mut head).unwrap();
-            let size = u32::from_be_bytes([head[3], head[4], head[5], head[6]]);
-            let mut payload = vec![0; usize::try_from(size).unwrap() + 1];
-            self.0.read_exact(&mut payload).unwrap();
-            if head[0] == METHOD {
+            let (kind, payload) = self.frame();
+            if kind == METHOD {
                 let got = [payload[0], payload[1], payload[2], payload[3]];
                 let expected = [class.to_be_bytes(), method.to_be_bytes()].concat();
                 assert_eq!(got[..], expected[..], "{}", String::from_utf8_lossy(&payload));
                 return payload[4..].to_vec();
             }
         }
+    }
+
+    /// The next frame: its type and its payload.
+    fn frame(&mut self) -> (u8, Vec<u8>) {
+        let mut head = [0; 7];
+        self.0.read_exact(&mut head).unwrap();
+        let size = u32::from_be_bytes([head[3], head[4], head[5], head[6]]);
+        let mut payload = vec![0; usize::try_from(size).unwrap() + 1];
+        self.0.read_exact(&mut payload).unwrap();
+        payload.pop();
+        (head[0], payload)
     }
 }
 
@@ -56,8 +64,8 @@ fn long(text: &[u8]) -> Vec<u8> {
 }
 
 impl Broker {
-    /// Publishes a message whose `message_id` is any bytes at all, and waits for the confirm. Blocks.
-    pub fn publish_raw(&self, message_id: &[u8], body: &[u8]) {
+    /// A connection with a channel.
+    fn wire(&self) -> Wire {
         let url = url::Url::parse(&self.url).unwrap();
         let stream = TcpStream::connect((url.host_str().unwrap(), url.port().unwrap_or(5672))).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
@@ -76,15 +84,40 @@ impl Broker {
         wire.expect(10, 41);
         wire.method(1, 20, 10, &short(b""));
         wire.expect(20, 11);
+        wire
+    }
+
+    /// Publishes a message whose `message_id`, and whose table of headers, is any bytes at all, and waits for the confirm. Blocks.
+    pub fn publish_raw(&self, message_id: &[u8], headers: Option<&[u8]>, body: &[u8]) {
+        let mut wire = self.wire();
         wire.method(1, 85, 10, &[0]);
         wire.expect(85, 11);
         wire.method(1, 60, 40, &[vec![0, 0], short(b""), short(self.queue.as_bytes()), vec![0]].concat());
         let mut header = [60_u16.to_be_bytes(), [0, 0]].concat();
         header.extend(u64::try_from(body.len()).unwrap().to_be_bytes());
-        header.extend(HAS_MESSAGE_ID.to_be_bytes());
+        header.extend((HAS_MESSAGE_ID | if headers.is_some() { HAS_HEADERS } else { 0 }).to_be_bytes());
+        header.extend(headers.map(long).unwrap_or_default());
         header.extend(short(message_id));
         wire.send(HEADER, 1, &header);
         wire.send(BODY, 1, body);
         wire.expect(60, 80);
+    }
+
+    /// Takes a message from a queue, whatever its properties are, and returns its body. Blocks.
+    pub fn get_raw(&self, queue: &str) -> Option<Vec<u8>> {
+        let mut wire = self.wire();
+        wire.method(1, 60, 70, &[vec![0, 0], short(queue.as_bytes()), vec![1]].concat());
+        let (_, method) = wire.frame();
+        // 71 is get-ok, 72 get-empty.
+        if method[..4] != [0, 60, 0, 71] {
+            return None;
+        }
+        let (_, header) = wire.frame();
+        let size = u64::from_be_bytes(header[4..12].try_into().unwrap());
+        let mut body = Vec::new();
+        while (body.len() as u64) < size {
+            body.extend(wire.frame().1);
+        }
+        Some(body)
     }
 }
