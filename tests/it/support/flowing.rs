@@ -36,9 +36,30 @@ pub const SHORT: [(&str, &str); 5] = [
 ];
 
 /// Publishes leads one after the other, each until it is confirmed.
-struct Producer {
+pub struct Producer {
+    confirmed: Arc<Mutex<Vec<Confirmed>>>,
     stop: CancellationToken,
     task: JoinHandle<()>,
+}
+
+impl Producer {
+    /// Publishes to the queue of this world, by this URL.
+    pub fn start(world: &World, url: &str) -> Self {
+        let (confirmed, stop) = (Arc::clone(&world.broker.confirmed), CancellationToken::new());
+        let task = produce(url.to_owned(), world.broker.queue.clone(), Arc::clone(&confirmed), stop.clone());
+        Self { confirmed, stop, task: tokio::spawn(task) }
+    }
+
+    /// How many messages the broker has said that it has.
+    pub fn confirmed(&self) -> usize {
+        self.confirmed.lock().unwrap().len()
+    }
+
+    /// Publishes no more, once the last one is confirmed: one that is not may be there all the same.
+    pub async fn stop(self) {
+        self.stop.cancel();
+        self.task.await.unwrap();
+    }
 }
 
 async fn produce(url: String, queue: String, confirmed: Arc<Mutex<Vec<Confirmed>>>, stop: CancellationToken) {
@@ -103,9 +124,7 @@ impl Flowing {
 
     /// Publishes from now on, by the URL that the world's own connection has.
     pub fn publish(&mut self) {
-        let (broker, stop) = (&self.world.broker, CancellationToken::new());
-        let task = produce(broker.url.clone(), broker.queue.clone(), Arc::clone(&broker.confirmed), stop.clone());
-        self.producer = Some(Producer { stop, task: tokio::spawn(task) });
+        self.producer = Some(Producer::start(&self.world, &self.world.broker.url));
     }
 
     /// How many messages were confirmed so far.
@@ -189,9 +208,8 @@ impl Flowing {
 
     /// Publishes no more, and waits until all that was confirmed has come to an end.
     pub async fn drain(&mut self) {
-        if let Some(Producer { stop, task }) = self.producer.take() {
-            stop.cancel();
-            task.await.unwrap();
+        if let Some(producer) = self.producer.take() {
+            producer.stop().await;
         }
         let world = &mut self.world;
         // Its connections may be broken.
