@@ -27,7 +27,7 @@ async fn leads_outlive_a_postgres_that_is_frozen_for_longer_than_every_timeout_a
     postgres.pause().await;
     // Connections that are open have no answer; new ones are taken by the kernel, and have none either.
     flowing.until_blamed("postgres", &["no answer within 3s", "pool timed out"]).await;
-    tokio::time::sleep(Duration::from_secs(4)).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
     postgres.resume().await;
     flowing.comes_back(struck, BACK).await;
     let struck = flowing.strikes();

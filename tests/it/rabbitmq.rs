@@ -5,11 +5,12 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use leadpost::config::Secret;
+use leadpost::ledger::LeadState;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::support::flowing::{Flowing, Producer, SHORT};
+use crate::support::flowing::{Flowing, SHORT};
 use crate::support::servers::{Server, Servers};
 use crate::support::{World, amqp_url, database_url};
 
@@ -76,17 +77,16 @@ async fn a_memory_alarm_stops_publishers_and_not_the_worker() {
     const FEW: [(&str, &str); 2] = [("LEADPOST__AMQP__PREFETCH", "10"), ("LEADPOST__FLOW__CONCURRENCY", "5")];
     let rabbitmq = Servers::rabbitmq().await;
     let world = world_at(&rabbitmq).await;
-    let backlog = world.publish_many("backlog", BACKLOG).await;
+    world.publish_many("backlog", BACKLOG).await;
     rabbitmq.alarm(true).await;
     // More are delivered only as the first are acknowledged.
-    let worker = world.worker_with(&[], &[SHORT.as_slice(), &FEW].concat()).await;
-    world.until_delivered(&backlog).await;
-    let producer = Producer::start(&world, rabbitmq.url());
-    let flowing = Flowing { world, worker, producer };
+    let mut flowing = Flowing::stand(world, &[SHORT.as_slice(), &FEW].concat()).await;
+    flowing.world.until_count(LeadState::Delivered, BACKLOG as i64).await;
+    flowing.publish();
     let struck = flowing.strikes();
     // Longer than two heartbeats, and than any timeout of the worker's.
-    tokio::time::sleep(Duration::from_secs(5)).await;
-    assert_eq!(flowing.producer.confirmed(), BACKLOG, "the alarm must stop publishers");
+    tokio::time::sleep(Duration::from_millis(4500)).await;
+    assert_eq!(flowing.confirmed(), BACKLOG, "the alarm must stop publishers");
     let (status, report) = flowing.readyz().await;
     assert_eq!((status, &report["rabbitmq"]["detail"]), (200, &"consuming".into()), "{report:#}");
     rabbitmq.alarm(false).await;
@@ -96,13 +96,11 @@ async fn a_memory_alarm_stops_publishers_and_not_the_worker() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_whose_queue_was_deleted_waits_for_it_and_goes_on_with_the_next() {
-    let flowing = Flowing::start(World::new().await, &SHORT).await;
+    let mut flowing = Flowing::start(World::new().await, &SHORT).await;
     // What is in a queue that somebody deletes is gone; that is nothing a worker could help.
-    let (world, worker) = flowing.drained().await;
-    let producer = Producer::start(&world, "amqp://nobody@127.0.0.1:1/%2f");
-    let flowing = Flowing { world, worker, producer };
+    flowing.drain().await;
     let struck = flowing.strikes();
-    // RabbitMQ cancels the consumer.
+    // It is soon over, so it is watched from before: RabbitMQ cancels the consumer.
     tokio::join!(
         flowing.until_blamed("rabbitmq", &["cancelled the consumer", "there is no queue"]),
         flowing.world.broker.delete(),
@@ -110,12 +108,9 @@ async fn a_worker_whose_queue_was_deleted_waits_for_it_and_goes_on_with_the_next
     flowing.until_blamed("rabbitmq", &["there is no queue"]).await;
     assert!(flowing.worker.said().contains("it cancelled the consumer"), "{}", flowing.worker.said());
     // Missing for a while, with several tries.
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    tokio::time::sleep(Duration::from_millis(1500)).await;
     flowing.world.broker.declare(&[]).await;
-    let producer = Producer::start(&flowing.world, &flowing.world.broker.url);
-    let Flowing { world, worker, producer: idle } = flowing;
-    idle.stop().await;
-    let flowing = Flowing { world, worker, producer };
+    flowing.publish();
     flowing.comes_back(struck, BACK).await;
     flowing.finish().await;
 }
@@ -123,11 +118,10 @@ async fn a_worker_whose_queue_was_deleted_waits_for_it_and_goes_on_with_the_next
 #[cfg(feature = "faults")]
 #[tokio::test(flavor = "multi_thread")]
 async fn a_channel_that_a_bad_ack_has_closed_is_replaced_and_no_lead_is_posted_twice() {
-    let world = World::new().await;
-    let producer = Producer::start(&world, &world.broker.url);
-    let worker = world.worker_with(&[], &[SHORT.as_slice(), &[("LEADPOST_FAULTS", "bad_ack")]].concat()).await;
-    let flowing = Flowing { world, worker, producer };
+    let faults = [SHORT.as_slice(), &[("LEADPOST_FAULTS", "bad_ack")]].concat();
+    let mut flowing = Flowing::stand(World::new().await, &faults).await;
     let struck = flowing.strikes();
+    flowing.publish();
     flowing.worker.until_said("PRECONDITION_FAILED").await;
     flowing.comes_back(struck, SOON).await;
     flowing.finish().await;
@@ -200,7 +194,7 @@ async fn a_broker_that_takes_connections_and_says_nothing_is_given_up_in_time_an
     let (since, before) = (Instant::now(), door.knocks.load(Ordering::Relaxed));
     door.shut(true);
     flowing.until_blamed("rabbitmq", &["RabbitMQ did not connect within 1s"]).await;
-    tokio::time::sleep(Duration::from_secs(4)).await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
     // One try has a second, and the pauses between them double.
     let knocks = door.knocks.load(Ordering::Relaxed) - before;
     assert!((1..=since.elapsed().as_secs() as usize + 1).contains(&knocks), "{knocks} in {:?}", since.elapsed());
@@ -252,10 +246,10 @@ async fn a_worker_whose_own_node_dies_says_so_and_comes_back_with_it() {
     first.kill().await;
     flowing.until_blamed("rabbitmq", &["RabbitMQ did not connect"]).await;
     // It knows one URL only: whoever wants it to go elsewhere gives it one that leads to several nodes.
-    let confirmed = flowing.producer.confirmed();
+    let confirmed = flowing.confirmed();
     flowing
         .world
-        .until("the queue takes leads without its first leader", async || flowing.producer.confirmed() > confirmed + 5)
+        .until("the queue takes leads without its first leader", async || flowing.confirmed() > confirmed + 5)
         .await;
     first.start().await;
     flowing.comes_back(struck, BACK).await;

@@ -51,11 +51,8 @@ impl Producer {
     /// The same, with so much time between two leads.
     pub fn start_every(world: &World, url: &str, every: Duration) -> Self {
         let (confirmed, stop) = (Arc::clone(&world.broker.confirmed), CancellationToken::new());
-        let task = produce(url.to_owned(), world.broker.queue.clone(), Arc::clone(&confirmed), every);
-        let stopped = stop.clone();
-        let task = tokio::spawn(async move {
-            stopped.run_until_cancelled_owned(task).await;
-        });
+        let to = (url.to_owned(), world.broker.queue.clone());
+        let task = tokio::spawn(produce(to, Arc::clone(&confirmed), every, stop.clone()));
         Self { confirmed, stop, task }
     }
 
@@ -64,23 +61,25 @@ impl Producer {
         self.confirmed.lock().unwrap().len()
     }
 
-    /// Publishes no more.
+    /// Publishes no more, once the last one is confirmed: one that is not may be there all the same.
     pub async fn stop(self) {
         self.stop.cancel();
         self.task.await.unwrap();
     }
 }
 
-async fn produce(url: String, queue: String, confirmed: Arc<Mutex<Vec<Confirmed>>>, every: Duration) {
+async fn produce(
+    (url, queue): (String, String),
+    confirmed: Arc<Mutex<Vec<Confirmed>>>,
+    every: Duration,
+    stop: CancellationToken,
+) {
     let mut link = None;
-    loop {
+    while !stop.is_cancelled() {
         let id = LeadId(Uuid::new_v4());
         let body = World::lead(&format!("p{}", id.0.simple()));
         // What is not confirmed may be there all the same, and is published again under its id.
-        loop {
-            if let Ok(Ok(true)) = timeout(PATIENCE, publish(&mut link, &url, &queue, id, &body)).await {
-                break;
-            }
+        while !matches!(timeout(PATIENCE, publish(&mut link, &url, &queue, id, &body)).await, Ok(Ok(true))) {
             link = None;
             tokio::time::sleep(4 * EVERY).await;
         }
@@ -110,7 +109,7 @@ async fn publish(
 pub struct Flowing {
     pub world: World,
     pub worker: Process,
-    pub producer: Producer,
+    producer: Option<Producer>,
 }
 
 /// When a fault struck, and what the worker had complained of before.
@@ -122,11 +121,26 @@ pub struct Struck {
 impl Flowing {
     /// Starts both, the worker with this environment besides the world's own, and waits until leads are delivered.
     pub async fn start(world: World, environment: &[(&str, &str)]) -> Self {
-        let producer = Producer::start(&world, &world.broker.url);
-        let worker = world.worker_with(&[], environment).await;
-        let flowing = Self { world, worker, producer };
+        let mut flowing = Self::stand(world, environment).await;
+        flowing.publish();
         flowing.until_delivering(0).await;
         flowing
+    }
+
+    /// Starts the worker alone.
+    pub async fn stand(world: World, environment: &[(&str, &str)]) -> Self {
+        let worker = world.worker_with(&[], environment).await;
+        Self { world, worker, producer: None }
+    }
+
+    /// Publishes from now on, by the URL that the world's own connection has.
+    pub fn publish(&mut self) {
+        self.producer = Some(Producer::start(&self.world, &self.world.broker.url));
+    }
+
+    /// How many messages were confirmed so far.
+    pub fn confirmed(&self) -> usize {
+        self.world.broker.confirmed.lock().unwrap().len()
     }
 
     /// Waits until a lead is delivered of those that are confirmed after the first `skip`.
@@ -186,8 +200,13 @@ impl Flowing {
     pub async fn comes_back(&self, struck: Struck, within: Duration) {
         let (lasted, complaints) = (struck.at.elapsed(), self.complaints().split_off(struck.complaints));
         let most = COMPLAINTS * (1.0 + lasted.as_secs_f64());
-        assert!(complaints.len() as f64 <= most, "{} complaints in {lasted:?}: {complaints:#?}", complaints.len());
-        let (since, skip) = (Instant::now(), self.producer.confirmed());
+        assert!(
+            complaints.len() as f64 <= most,
+            "{} complaints in {lasted:?}, at last {:#?}",
+            complaints.len(),
+            complaints.last()
+        );
+        let (since, skip) = (Instant::now(), self.confirmed());
         let back = async {
             self.until_delivering(skip).await;
             while self.readyz().await.0 != 200 {
@@ -199,9 +218,11 @@ impl Flowing {
     }
 
     /// Publishes no more, and waits until all that was confirmed has come to an end.
-    pub async fn drained(self) -> (World, Process) {
-        let Self { mut world, worker, producer } = self;
-        producer.stop().await;
+    pub async fn drain(&mut self) {
+        if let Some(producer) = self.producer.take() {
+            producer.stop().await;
+        }
+        let world = &mut self.world;
         // Its connections may be broken.
         world.ledger = Ledger::new(&world.settings, "test").unwrap();
         let ids: Vec<Uuid> = world.broker.confirmed().iter().map(|confirmed| confirmed.id.0).collect();
@@ -215,12 +236,12 @@ impl Flowing {
             usize::try_from(ended).unwrap() == ids.len()
         };
         world.until("all confirmed leads are with the API", ended).await;
-        (world, worker)
     }
 
     /// Ends it all: each confirmed lead is with the API, once, or with each doubt about that on record.
-    pub async fn finish(self) {
-        let (mut world, worker) = self.drained().await;
+    pub async fn finish(mut self) {
+        self.drain().await;
+        let Self { mut world, worker, .. } = self;
         let said = worker.stop().await;
         world.broker.reconnect().await;
         let audit = world.check_all().await;
