@@ -8,6 +8,7 @@
 mod architecture;
 mod binary;
 mod bodies;
+mod commits;
 mod echoes;
 mod flow;
 mod identity;
