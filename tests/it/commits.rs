@@ -7,10 +7,11 @@ use futures_util::future::join_all;
 use leadpost::lead::LeadId;
 use leadpost::ledger::{Doubts, Fate, LeadState, Ledger, LedgerError, Next, OnLock, Requeue, Selection, Settlement};
 use leadpost::sandbox::Fault as ApiFault;
+use leadpost::worker::Stopped;
 use uuid::Uuid;
 
 use crate::proxied::account_for;
-use crate::support::proxy::Direction::Up;
+use crate::support::proxy::Direction::{Down, Up};
 use crate::support::proxy::{Fault, Proxy};
 use crate::support::scene::{LEASE, accept, arrival, leased, put, settlement};
 use crate::support::{Running, World};
@@ -352,4 +353,25 @@ async fn a_migration_that_loses_the_answer_to_any_of_its_commits_is_finished_by_
         commits += 1;
     }
     assert!(commits > 2, "there is a commit for each migration");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_whose_first_connections_fall_silent_starts_all_the_same() {
+    let (world, proxy) = proxied().await;
+    let id = world.publish("ann").await;
+    // One while it connects, one that is let go on up to the migrations.
+    for fault in [Fault::BlackHole, Fault::CutAfter(u64::MAX)] {
+        proxy.heal();
+        match fault {
+            Fault::BlackHole => proxy.set_times(Down, fault, 1),
+            _ => proxy.set_times(Up, Fault::keep_answer(&["_sqlx_migrations"]), 1),
+        }
+        let begun = Instant::now();
+        let running = tokio::time::timeout(BACK_WITHIN, world.start()).await.expect("it must start");
+        proxy.until_struck(1).await;
+        world.until_state(id, LeadState::Delivered).await;
+        assert!(begun.elapsed() < BACK_WITHIN, "{:?}", begun.elapsed());
+        assert_eq!(running.stop().await, Stopped::Cleanly);
+    }
+    world.check_books().await;
 }
