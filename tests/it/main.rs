@@ -15,6 +15,7 @@ mod identity;
 mod lease;
 mod logins;
 mod outcomes;
+mod postgres;
 mod presets;
 mod privacy;
 mod proxied;
