@@ -109,6 +109,20 @@ async fn leads_under_way_when_the_ledger_becomes_read_only_are_settled_when_it_c
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn sessions_that_began_while_the_ledger_was_read_only_do_not_keep_it_so() {
+    let world = hasty().await;
+    let running = world.start().await;
+    set_read_only(&world, true).await;
+    world.number(CUT).await;
+    let ids = world.publish_many("p", 5).await;
+    until_down(&world, &running, "read-only").await;
+    set_read_only(&world, false).await;
+    // Nobody ends the worker's sessions for it.
+    comes_back(&world, &running, &ids).await;
+    world.finish(running).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_postgres_that_is_out_of_connections_is_waited_for_and_a_few_are_enough() {
     let mut world = hasty().await;
     let role = format!("leadpost_role_{}", Uuid::new_v4().simple());
