@@ -12,6 +12,7 @@ mod bodies;
 mod chaos;
 #[cfg(feature = "faults")]
 mod crash;
+mod commits;
 mod echoes;
 mod endpoints;
 mod flow;
@@ -22,6 +23,7 @@ mod outage;
 mod outcomes;
 mod poison;
 mod poison_headers;
+mod postgres;
 mod presets;
 mod privacy;
 mod proxied;
