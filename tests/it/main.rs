@@ -26,6 +26,7 @@ mod requeue;
 mod security;
 mod sessions;
 mod support;
+mod tls;
 mod token_answers;
 mod tokens;
 mod way;

@@ -6,6 +6,7 @@ mod database;
 mod process;
 mod raw;
 pub mod scene;
+pub mod tls;
 pub mod wire;
 
 use std::sync::Arc;
