@@ -29,4 +29,5 @@ mod support;
 mod tls;
 mod token_answers;
 mod tokens;
+mod urls;
 mod way;
