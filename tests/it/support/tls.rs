@@ -129,18 +129,17 @@ fn converse(
     book: &Mutex<Vec<String>>,
 ) -> std::io::Result<()> {
     let mut hello = [0; 4096];
+    let is_raw = [Speech::Plain, Speech::Noise, Speech::HangsUp, Speech::Silence, Speech::Half].contains(&speech);
+    if is_raw && stream.read(&mut hello)? == 0 {
+        return Ok(());
+    }
     match speech {
         Speech::Plain => {
-            stream.read(&mut hello)?;
             stream.write_all(b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
         }
-        Speech::Noise => {
-            stream.read(&mut hello)?;
-            stream.write_all(b"\x00\xff\x15\x03zyxq\r\n\r\n")
-        }
-        Speech::HangsUp => stream.read(&mut hello).map(drop),
+        Speech::Noise => stream.write_all(b"\x00\xff\x15\x03zyxq\r\n\r\n"),
+        Speech::HangsUp => Ok(()),
         Speech::Silence | Speech::Half => {
-            stream.read(&mut hello)?;
             if speech == Speech::Half {
                 // The head of a record of 122 bytes, and the first two of them.
                 stream.write_all(b"\x16\x03\x03\x00\x7a\x02\x00")?;
