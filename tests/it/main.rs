@@ -10,9 +10,9 @@ mod binary;
 mod bodies;
 #[cfg(feature = "faults")]
 mod chaos;
+mod commits;
 #[cfg(feature = "faults")]
 mod crash;
-mod commits;
 mod echoes;
 mod endpoints;
 mod flow;
@@ -38,7 +38,9 @@ mod sabotage;
 mod security;
 mod sessions;
 mod support;
+mod tls;
 mod token_answers;
 mod tokens;
+mod urls;
 mod way;
 mod workers;
