@@ -8,10 +8,8 @@
 mod architecture;
 mod binary;
 mod bodies;
-#[cfg(feature = "faults")]
 mod chaos;
 mod commits;
-#[cfg(feature = "faults")]
 mod crash;
 mod echoes;
 mod endpoints;
@@ -33,7 +31,6 @@ mod readme;
 mod reconcile;
 mod refresh;
 mod requeue;
-#[cfg(feature = "faults")]
 mod sabotage;
 mod security;
 mod sessions;
