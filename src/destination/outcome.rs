@@ -184,8 +184,8 @@ impl Answers {
             self.classify_success(answer, redactor)
         } else if rules.duplicate.contains(status) {
             Outcome::Duplicate(reason())
-        } else if rules.rejected.contains(status) && is_page(answer) {
-            // A proxy's words, such as nginx' 400 for plain HTTP on its TLS port.
+        } else if status == 400 && rules.rejected.contains(status) && is_page(answer) {
+            // A proxy's words about the request, such as nginx' for plain HTTP on its TLS port; the lead API never saw it.
             Outcome::Systemic(page(status))
         } else if rules.rejected.contains(status) {
             self.classify_rejection(answer, reason())
@@ -462,6 +462,8 @@ mod tests {
             "the API answered 422: email: bad; blank; n: 1"
         );
         assert_eq!(reason(""), "the API answered 422");
+        assert_eq!(outcome(400, "<html><h1>400 Bad Request</h1></html>").as_str(), "systemic", "a proxy said so");
+        assert_eq!(outcome(400, r#"{"message":"bad email"}"#).as_str(), "rejected");
         assert!(reason(&"x".repeat(100_000)).chars().count() < 600);
     }
 

@@ -9,6 +9,7 @@ use std::ops::Range;
 use std::sync::Mutex as StdMutex;
 use std::time::Duration;
 
+use leadpost::lead::LeadId;
 use sqlx::{Connection as _, PgConnection};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
@@ -175,14 +176,10 @@ impl Campaign {
     /// Waits until the API takes a lead that is published from now on.
     async fn until_flowing(&self, producer: &Producer) -> Result<Duration, Duration> {
         let (since, skip) = (Instant::now(), producer.confirmed());
+        let is_taken =
+            |id: LeadId| self.world.sandbox.journal().posts_for(id.0).iter().any(|post| post.effect.processed());
         let flowing = async {
-            loop {
-                let next = self.world.broker.confirmed().get(skip).map(|message| message.id);
-                if next.is_some_and(|id| {
-                    self.world.sandbox.journal().posts_for(id.0).iter().any(|post| post.effect.processed())
-                }) {
-                    return;
-                }
+            while !self.world.broker.confirmed()[skip..].iter().any(|message| is_taken(message.id)) {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
@@ -232,7 +229,7 @@ impl Campaign {
 
     /// Lets faults strike for so long, each drawn from these, and comes back with what they cost.
     async fn run(self, all: &[Fault], lasts: Duration) -> Outcome {
-        let producer = Producer::start_every(&self.world, &self.world.broker.url, EVERY);
+        let producer = Producer::start_mixed(&self.world, &self.world.broker.url, EVERY);
         let (began, mut ended) = (Instant::now(), 0);
         let mut costs: BTreeMap<String, Cost> = BTreeMap::new();
         while began.elapsed() < lasts {

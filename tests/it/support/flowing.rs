@@ -45,14 +45,18 @@ pub struct Producer {
 impl Producer {
     /// Publishes to the queue of this world, by this URL.
     pub fn start(world: &World, url: &str) -> Self {
-        Self::start_every(world, url, EVERY)
+        Self::begin(world, url, EVERY, false)
     }
 
-    /// The same, with so much time between two leads.
-    pub fn start_every(world: &World, url: &str, every: Duration) -> Self {
+    /// The same, with so much time between two messages, some of which are no leads, and some of which come twice.
+    pub fn start_mixed(world: &World, url: &str, every: Duration) -> Self {
+        Self::begin(world, url, every, true)
+    }
+
+    fn begin(world: &World, url: &str, every: Duration, mixed: bool) -> Self {
         let (confirmed, stop) = (Arc::clone(&world.broker.confirmed), CancellationToken::new());
         let to = (url.to_owned(), world.broker.queue.clone());
-        let task = tokio::spawn(produce(to, Arc::clone(&confirmed), every, stop.clone()));
+        let task = tokio::spawn(produce(to, Arc::clone(&confirmed), every, mixed, stop.clone()));
         Self { confirmed, stop, task }
     }
 
@@ -72,12 +76,22 @@ async fn produce(
     (url, queue): (String, String),
     confirmed: Arc<Mutex<Vec<Confirmed>>>,
     every: Duration,
+    mixed: bool,
     stop: CancellationToken,
 ) {
     let mut link = None;
-    while !stop.is_cancelled() {
-        let id = LeadId(Uuid::new_v4());
-        let body = World::lead(&format!("p{}", id.0.simple()));
+    let mut message = (LeadId(Uuid::nil()), String::new());
+    for at in 1_u64.. {
+        if stop.is_cancelled() {
+            return;
+        }
+        // The one in between comes again.
+        if !mixed || at % 25 != 0 {
+            let id = LeadId(Uuid::new_v4());
+            let body = World::lead(&format!("p{}", id.0.simple()));
+            message = (id, if mixed && at % 40 == 0 { body.replace("email", "e-mail") } else { body });
+        }
+        let (id, body) = message.clone();
         // What is not confirmed may be there all the same, and is published again under its id.
         while !matches!(timeout(PATIENCE, publish(&mut link, &url, &queue, id, &body)).await, Ok(Ok(true))) {
             link = None;
