@@ -144,7 +144,7 @@ fn not_answered(error: reqwest::Error) -> Exchange {
             format!("no request could be made: {}", describe(error)),
         ));
     }
-    if was_cancelled(&error) {
+    if is_of_hyper(&error, hyper::Error::is_canceled) {
         let text = "the connection was closed before the request was written";
         return Exchange::NotSent(Reason::new("closed_before_request", text));
     }
@@ -154,15 +154,19 @@ fn not_answered(error: reqwest::Error) -> Exchange {
             "no answer within the time limit; the request may have been read",
         ));
     }
+    if is_of_hyper(&error, hyper::Error::is_parse) {
+        let text = format!("what answered does not speak HTTP; do scheme and port of the URL fit? {}", describe(error));
+        return Exchange::Unknown(Reason::new("not_http", text));
+    }
     let text = format!("the connection broke before an answer; the request may have been read: {}", describe(error));
     Exchange::Unknown(Reason::new("connection_broken", text))
 }
 
-/// Whether hyper gave the request back because it never began to write it.
-fn was_cancelled(error: &reqwest::Error) -> bool {
+/// Whether hyper says this of it. It is "cancelled" when it was given back because nothing of it had been written.
+fn is_of_hyper(error: &reqwest::Error, says: fn(&hyper::Error) -> bool) -> bool {
     let mut cause = error.source();
     while let Some(error) = cause {
-        if error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_canceled) {
+        if error.downcast_ref::<hyper::Error>().is_some_and(says) {
             return true;
         }
         cause = error.source();

@@ -71,8 +71,10 @@ impl Session {
         self.fruitless >= FRUITLESS
     }
 
-    fn next(&mut self, broke: bool) {
-        let fruitless = if broke && self.consumed && self.acknowledged == 0 {
+    fn next(&mut self, broke: bool, unreadable: bool) {
+        let fruitless = if unreadable {
+            self.fruitless.max(FRUITLESS)
+        } else if broke && self.consumed && self.acknowledged == 0 {
             self.fruitless + 1
         } else if broke && (!self.consumed || self.is_careful()) {
             self.fruitless
@@ -101,7 +103,7 @@ pub(super) async fn supervise(mut supervisor: Supervisor) {
         }
         let since = Instant::now();
         let ended = supervisor.session().await;
-        supervisor.session.next(ended.is_err());
+        supervisor.session.next(ended.is_err(), matches!(ended, Err(BrokerError::Unreadable)));
         match ended {
             Ok(Ended::Closed) => break,
             Ok(Ended::Renew) => {

@@ -7,8 +7,9 @@ use std::fmt;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use memchr::memmem::Finder;
-use percent_encoding::utf8_percent_encode;
+use percent_encoding::{percent_decode_str, utf8_percent_encode};
 use serde_json::Value;
+use url::Url;
 
 use super::Destination;
 use super::template::RESERVED;
@@ -21,6 +22,13 @@ const MIN_BYTES: usize = 4;
 
 /// Shorter texts in tables are versions, kinds and flags.
 const MIN_LITERAL_BYTES: usize = 8;
+
+/// The proxies that the environment names, in the variables that reqwest reads.
+fn proxies_of_environment() -> impl Iterator<Item = Url> {
+    let names = ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"];
+    let variables = names.into_iter().flat_map(|name| [name.to_owned(), name.to_lowercase()]);
+    variables.filter_map(|name| std::env::var(name).ok()).filter_map(|url| Url::parse(&url).ok())
+}
 
 /// The secrets of a destination, in every form in which they go over the wire.
 #[derive(Clone, Default)]
@@ -57,7 +65,19 @@ impl Redactor {
                 redactor.add(literal);
             }
         }
+        if destination.request.proxy == "env" {
+            proxies_of_environment().for_each(|proxy| redactor.add_login(&proxy));
+        }
         redactor
+    }
+
+    /// What a proxy is told at each request, and may repeat when it refuses one.
+    fn add_login(&mut self, proxy: &Url) {
+        let decoded = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
+        if let Some(password) = proxy.password().map(decoded) {
+            self.add(&STANDARD.encode(format!("{}:{password}", decoded(proxy.username()))));
+            self.add(&password);
+        }
     }
 
     /// The same, and these.

@@ -184,6 +184,9 @@ impl Answers {
             self.classify_success(answer, redactor)
         } else if rules.duplicate.contains(status) {
             Outcome::Duplicate(reason())
+        } else if rules.rejected.contains(status) && is_page(answer) {
+            // A proxy's words, such as nginx' 400 for plain HTTP on its TLS port.
+            Outcome::Systemic(page(status))
         } else if rules.rejected.contains(status) {
             self.classify_rejection(answer, reason())
         } else if rules.retry.contains(status) {
@@ -247,7 +250,7 @@ impl Answers {
     }
 }
 
-/// Whether a success status comes with a page: a log-in page, a captive portal, a proxy's greeting. Whoever answered, it was not
+/// Whether an answer that speaks of one lead comes with a page: a log-in page, a captive portal, a proxy's greeting. Whoever answered, it was not
 /// the lead API. A 201 says that something was made, and JSON is JSON, whatever the header calls it.
 pub(super) fn is_page(answer: &Answer) -> bool {
     let looks_like_one = answer.is_html || answer.body.trim_ascii_start().starts_with(b"<");

@@ -35,12 +35,13 @@ mod settle;
 mod verify;
 mod workers;
 
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::PgPool;
-use sqlx::migrate::MigrateError;
+use sqlx::migrate::{MigrateError, Migration};
 use sqlx::postgres::PgPoolOptions;
 
 pub use browse::{AttemptRecord, LeadRecord, ReplayRecord, Status, Waiting};
@@ -63,6 +64,9 @@ static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("./migrations");
 
 /// How long a start waits for another process that migrates.
 const MIGRATION_LOCK_TIMEOUT_MS: u64 = 60_000;
+
+/// No migration takes longer, unless Postgres has fallen silent.
+const MIGRATION_LIMIT: Duration = Duration::from_secs(6 * 3600);
 
 /// Why the ledger could not do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -176,14 +180,18 @@ impl Ledger {
     /// # Errors
     /// When another process holds the lock for more than a minute, or a migration fails.
     pub async fn migrate(&self) -> Result<usize, LedgerError> {
+        // Most starts have nothing to do, and are spared the lock, and a connection without limits.
+        let before = self.applied().await?;
+        let is_applied =
+            |migration: &Migration| before.get(&migration.version).is_some_and(|sum| **sum == *migration.checksum);
+        if MIGRATIONS.iter().all(is_applied) {
+            return Ok(0);
+        }
         let options = self.pool.options_with(MIGRATION_LOCK_TIMEOUT_MS, 0);
         // Its own task, as everything that writes.
         let task = tokio::spawn(async move {
             let failed = |error| LedgerError::database("bring the tables up to date", error);
-            // A pool says only that it had to wait; this says why.
-            pool::connect(&options).await.map_err(failed)?;
             let pool = PgPoolOptions::new().max_connections(1).connect_with(options).await.map_err(failed)?;
-            let before = applied(&pool).await.map_err(failed)?.len();
             fault::at(Point::Migrating);
             MIGRATIONS.run(&pool).await.map_err(|error| match error {
                 // Somebody else holds the lock, or the connection broke: later.
@@ -191,11 +199,21 @@ impl Ledger {
                 error => LedgerError::Schema(crate::reason::chain(&error)),
             })?;
             fault::at(Point::Migrated);
-            let after = applied(&pool).await.map_err(failed)?.len();
             pool.close().await;
-            Ok(after - before)
+            Ok(())
         });
-        join(task.await)
+        match tokio::time::timeout(MIGRATION_LIMIT, task).await {
+            Ok(done) => join(done)?,
+            Err(_) => {
+                return Err(LedgerError::NoAnswer { doing: "bring the tables up to date", waited: MIGRATION_LIMIT });
+            }
+        }
+        Ok(self.applied().await?.len().saturating_sub(before.len()))
+    }
+
+    /// The migrations that were applied, by version, and what they were.
+    async fn applied(&self) -> Result<HashMap<i64, Vec<u8>>, LedgerError> {
+        self.pool.run("read the migrations", |pool| async move { applied(&pool).await }).await
     }
 
     /// Says what keeps this version from working with the tables as they are.
@@ -203,13 +221,13 @@ impl Ledger {
     /// # Errors
     /// [`LedgerError::Schema`] with what to do, or that Postgres cannot be asked.
     pub async fn check_schema(&self) -> Result<(), LedgerError> {
-        let applied = self.pool.run("read the migrations", |pool| async move { applied(&pool).await }).await?;
-        let missing = MIGRATIONS.iter().filter(|migration| !applied.contains(&migration.version)).count();
+        let applied = self.applied().await?;
+        let missing = MIGRATIONS.iter().filter(|migration| !applied.contains_key(&migration.version)).count();
         if missing > 0 {
             return Err(LedgerError::Schema(format!("migrations are missing ({missing}); run leadpost migrate")));
         }
         let newest = MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or(0);
-        if applied.iter().any(|version| *version > newest) {
+        if applied.keys().any(|version| *version > newest) {
             return Err(LedgerError::Schema("a newer leadpost has migrated them; upgrade this one as well".to_owned()));
         }
         Ok(())
@@ -221,13 +239,13 @@ impl Ledger {
     }
 }
 
-/// The versions of the migrations that were applied; none if there is no table of them yet.
-async fn applied(pool: &PgPool) -> Result<Vec<i64>, sqlx::Error> {
+/// None if there is no table of them yet.
+async fn applied(pool: &PgPool) -> Result<HashMap<i64, Vec<u8>>, sqlx::Error> {
     const UNDEFINED_TABLE: &str = "42P01";
-    let versions = sqlx::query_scalar("select version from _sqlx_migrations where success order by version");
+    let versions = sqlx::query_as("select version, checksum from _sqlx_migrations where success");
     match versions.fetch_all(pool).await {
-        Err(error) if sqlstate(&error).as_deref() == Some(UNDEFINED_TABLE) => Ok(Vec::new()),
-        result => result,
+        Err(error) if sqlstate(&error).as_deref() == Some(UNDEFINED_TABLE) => Ok(HashMap::new()),
+        result => result.map(|rows: Vec<(i64, Vec<u8>)>| rows.into_iter().collect()),
     }
 }
 

@@ -15,6 +15,10 @@ use crate::config;
 const CONFLICTS: [&str; 2] = ["40P01", "40001"];
 const MAX_TRIES: u32 = 10;
 
+/// A write was refused because the session is read-only: it stays so, also when the database can be written again, or when another server has
+/// taken over.
+const READ_ONLY: &str = "25006";
+
 /// After so many timeouts in a row of waiting for a connection, while Postgres answers, the pool is replaced.
 const TIMEOUTS_UNTIL_REPLACED: u32 = 2;
 
@@ -113,6 +117,11 @@ impl Pool {
         match tokio::time::timeout(patience, task).await {
             Ok(done) => {
                 let result = join(done);
+                if let Err(error) = &result
+                    && sqlstate(error).as_deref() == Some(READ_ONLY)
+                {
+                    self.replace(generation, "its sessions are read-only; new ones may not be");
+                }
                 let result = match result {
                     Err(sqlx::Error::PoolTimedOut) => Err(self.timed_out(generation).await),
                     result => {
@@ -183,6 +192,10 @@ fn limits(options: PgConnectOptions, lock_timeout_ms: u64, statement_timeout_ms:
         ("statement_timeout", statement_timeout_ms.to_string()),
         ("lock_timeout", lock_timeout_ms.to_string()),
         ("idle_in_transaction_session_timeout", "30000".to_owned()),
+        // A worker that has vanished lets go of its locks within half a minute, and not after two hours.
+        ("tcp_keepalives_idle", "10".to_owned()),
+        ("tcp_keepalives_interval", "5".to_owned()),
+        ("tcp_keepalives_count", "3".to_owned()),
         // A ledger whose commits may vanish would be none.
         ("synchronous_commit", "on".to_owned()),
     ])

@@ -334,3 +334,72 @@ async fn a_requeue_that_dies_has_done_all_or_nothing() {
         assert!(ids.iter().all(|id| world.posts(*id) == 1), "each was posted once");
     }
 }
+
+/// A world whose database is empty.
+async fn bare() -> World {
+    let world = World::new().await;
+    world.execute("drop schema public cascade").await;
+    world.execute("create schema public").await;
+    world
+}
+
+/// The tables are as they should be: a lead goes its way, and nothing is left to migrate.
+async fn is_whole(world: &World) {
+    let worker = world.worker(&[]).await;
+    let id = world.publish("ann").await;
+    world
+        .until("the lead is delivered", async || {
+            // There is no table of leads until the worker has made it.
+            let lead = world.ledger.show(id).await.ok().flatten();
+            lead.is_some_and(|lead| lead.state == LeadState::Delivered)
+        })
+        .await;
+    worker.stop().await;
+    let again = world.leadpost(&["migrate"]).await;
+    assert_eq!(again.code, Some(0), "{again:?}");
+    let audit = world.check_all().await;
+    assert!(audit.holds(), "{audit:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crash_before_or_after_the_migrations_is_made_good_by_the_next_start() {
+    for point in [Point::Migrating, Point::Migrated] {
+        let world = bare().await;
+        let worker = doomed(&world, point, 1).await;
+        until_dead(worker, point).await;
+        is_whole(&world).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crash_in_the_midst_of_a_migration_leaves_none_of_it() {
+    let world = bare().await;
+    // It stands still where the second table is made.
+    world
+        .execute(
+            "create function stand_still() returns event_trigger language plpgsql as $$ begin \
+                 if to_regclass('attempts') is not null then perform pg_sleep(2); end if; end $$",
+        )
+        .await;
+    world.execute("create event trigger stand_still on ddl_command_end execute function stand_still()").await;
+    let mut migrate = Process::start(&["migrate"], world.environment());
+    world
+        .until("it stands still", async || {
+            let sql =
+                "select count(*) from pg_stat_activity where datname = current_database() and wait_event = 'PgSleep'";
+            world.number(sql).await == 1
+        })
+        .await;
+    migrate.signal("ABRT");
+    assert_eq!(migrate.ended().await, None);
+    let stopped = "select pg_terminate_backend(pid) from pg_stat_activity \
+                   where datname = current_database() and wait_event = 'PgSleep'";
+    world.execute(stopped).await;
+    world
+        .until("nothing of it is there", async || {
+            world.number("select count(*) from pg_class where relname in ('leads', 'attempts')").await == 0
+        })
+        .await;
+    world.execute("drop event trigger stand_still").await;
+    is_whole(&world).await;
+}

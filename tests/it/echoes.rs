@@ -110,7 +110,7 @@ async fn admin_port_is_clean(kind: &str, worker: &Process, encoded: &[String]) {
 }
 
 /// All that the ledger holds, as text; bytes are hexadecimal.
-async fn ledger(world: &World) -> String {
+pub async fn ledger(world: &World) -> String {
     let sql = "select table_name::text from information_schema.tables where table_schema = 'public'";
     let tables: Vec<String> = sqlx::query_scalar(sql).fetch_all(&world.database.pool).await.unwrap();
     assert!(tables.iter().any(|table| table == "attempts"), "{tables:?}");

@@ -8,9 +8,8 @@
 mod architecture;
 mod binary;
 mod bodies;
-#[cfg(feature = "faults")]
 mod chaos;
-#[cfg(feature = "faults")]
+mod commits;
 mod crash;
 mod echoes;
 mod endpoints;
@@ -22,6 +21,7 @@ mod outage;
 mod outcomes;
 mod poison;
 mod poison_headers;
+mod postgres;
 mod presets;
 mod privacy;
 mod proxied;
@@ -31,12 +31,13 @@ mod readme;
 mod reconcile;
 mod refresh;
 mod requeue;
-#[cfg(feature = "faults")]
 mod sabotage;
 mod security;
 mod sessions;
 mod support;
+mod tls;
 mod token_answers;
 mod tokens;
+mod urls;
 mod way;
 mod workers;

@@ -361,7 +361,6 @@ async fn a_lead_on_which_the_api_breaks_is_given_up_with_its_doubts_on_record_an
 }
 
 /// A world in which leads are soon tried again, and the environment of a binary that fails on purpose.
-#[cfg(feature = "faults")]
 fn failing(world: &World, faults: &str) -> Process {
     let mut environment = world.environment();
     environment.push(("LEADPOST_FAULTS".to_owned(), faults.to_owned()));
@@ -370,7 +369,6 @@ fn failing(world: &World, faults: &str) -> Process {
 }
 
 /// The worker has said that it is at fault, and nothing of the lead; it is alive and stops cleanly.
-#[cfg(feature = "faults")]
 async fn has_owned_up(world: World, worker: Process) {
     assert_eq!(worker.ask("/livez").await.0, 200, "{}", worker.said());
     assert_eq!(worker.ask("/readyz").await.0, 200, "{}", worker.said());
@@ -381,7 +379,6 @@ async fn has_owned_up(world: World, worker: Process) {
     world.check_books().await;
 }
 
-#[cfg(feature = "faults")]
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lead_whose_task_panics_has_each_attempt_on_record_as_uncertain_and_harms_no_other() {
     let world = world_with_one_batch().await;
@@ -410,7 +407,6 @@ async fn a_lead_whose_task_panics_has_each_attempt_on_record_as_uncertain_and_ha
     has_owned_up(world, worker).await;
 }
 
-#[cfg(feature = "faults")]
 #[tokio::test(flavor = "multi_thread")]
 async fn a_message_over_which_reading_panics_is_invalid_with_its_bytes_kept_and_harms_no_other() {
     let world = world_with_one_batch().await;

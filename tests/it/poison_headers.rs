@@ -2,12 +2,12 @@
 
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, ByteArray, DecimalValue, FieldArray, FieldTable, LongString};
-use leadpost::lead::LeadId;
+use leadpost::lead::{LeadId, identify};
 use leadpost::ledger::LeadState;
 use uuid::Uuid;
 
 use crate::poison::{all_at_once, among_neighbours, are_unharmed, ends_well, world_with_one_batch};
-use crate::support::World;
+use crate::support::{Message, World};
 
 /// A value of each type that AMQP 0-9-1 has, and some that are many. RabbitMQ itself refuses a float that is not a number.
 fn values() -> Vec<AMQPValue> {
@@ -94,6 +94,31 @@ async fn headers_of_every_type_and_size_do_a_lead_no_harm_and_none_to_its_neighb
     }
     are_unharmed(&world, &good).await;
     assert_eq!(world.number("select max(received)::bigint from leads").await, 1, "none came twice");
+    ends_well(world, worker).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_cannot_be_stored_as_it_is_is_invalid_with_its_body_kept_and_its_neighbours_are_delivered() {
+    let world = world_with_one_batch().await;
+    // What the ledger refuses stands for whatever a later Postgres may refuse.
+    world.execute("alter table leads add constraint refuses check (message_id not like '%zyxq%')").await;
+    let (mut good, mut bad) = (Vec::new(), Vec::new());
+    for n in 0..3 {
+        let (message_id, body) = (format!("zyxq-{n}"), World::lead(&format!("zyxq{n}")).into_bytes());
+        bad.push((identify(&world.broker.queue, Some(&message_id), &body), body.clone()));
+        let message = Message { message_id: Some(message_id), ..Message::raw(&body) };
+        among_neighbours(&world, &mut good, async || world.broker.publish(message).await).await;
+    }
+    let worker = world.worker(&all_at_once()).await;
+    for (id, body) in bad {
+        let lead = world.until_state(id, LeadState::Invalid).await;
+        let [violation] = &lead.violations[..] else { panic!("{:?}", lead.violations) };
+        assert_eq!(violation.code.as_str(), "unstorable");
+        assert!(violation.message.contains("could not store the message with its properties; its body is kept"));
+        assert!(world.ledger.body(id).await.unwrap().unwrap() == body, "not kept byte for byte");
+        assert_eq!((lead.message_id, world.posts(id)), (None, 0));
+    }
+    are_unharmed(&world, &good).await;
     ends_well(world, worker).await;
 }
 

@@ -10,7 +10,7 @@ use leadpost::worker::{HealthReport, Stopped};
 use uuid::Uuid;
 
 use crate::support::proxy::Direction::{Down, Up};
-use crate::support::proxy::{Direction, Fault, Proxy};
+use crate::support::proxy::{Direction, Fault, Proxy, Reach};
 use crate::support::{Running, World};
 
 /// Between two leads that are published.
@@ -283,6 +283,37 @@ async fn every_fault(neighbour: Neighbour) {
         lanes[at % neighbour.lanes()].push(case);
     }
     join_all(lanes.into_iter().zip(1..).map(|(cases, seed)| lane(neighbour, seed, cases))).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_that_die_without_a_word_are_replaced_and_nobody_has_to_mend_them() {
+    let neighbours = [Neighbour::RabbitMq, Neighbour::Postgres, Neighbour::Api, Neighbour::Token];
+    join_all(neighbours.map(async |neighbour| {
+        let mut world = World::new().await;
+        hurry(&mut world, neighbour);
+        let proxy = neighbour.proxy(&mut world, 5).await;
+        let running = world.start().await;
+        let mut ids = world.publish_many("before", 3).await;
+        until_through(&world, &ids).await;
+        for direction in [Up, Down] {
+            proxy.set_on(Reach::Open, direction, Fault::BlackHole);
+        }
+        if neighbour == Neighbour::Token {
+            world.sandbox.revoke_all();
+        }
+        let since = Instant::now();
+        ids.extend(world.publish_many("after", 20).await);
+        until_through(&world, &ids).await;
+        world.until("the worker is ready", async || running.health.report().ready).await;
+        // The time to notice is part of it: twice the heartbeat.
+        let bound = neighbour.bound() + 2 * Duration::from_secs(2);
+        assert!(since.elapsed() < bound, "{neighbour:?}: {:?}", since.elapsed());
+        assert!(proxy.notes().struck > 0, "{neighbour:?}: {:?}", proxy.notes());
+        assert_eq!(running.stop().await, Stopped::Cleanly, "{neighbour:?}");
+        account_for(&world, &ids).await;
+        assert_eq!(world.broker.depth().await, 0, "messages are left in the queue");
+    }))
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -121,7 +121,6 @@ async fn a_worker_whose_queue_was_deleted_waits_for_it_and_goes_on_with_the_next
     flowing.finish().await;
 }
 
-#[cfg(feature = "faults")]
 #[tokio::test(flavor = "multi_thread")]
 async fn a_channel_that_a_bad_ack_has_closed_is_replaced_and_no_lead_is_posted_twice() {
     let faults = [SHORT.as_slice(), &[("LEADPOST_FAULTS", "bad_ack")]].concat();

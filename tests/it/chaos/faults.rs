@@ -22,6 +22,8 @@ pub enum Side {
     Api,
 }
 
+pub const SIDES: [Side; 5] = [Side::Worker, Side::RabbitMq, Side::Postgres, Side::Token, Side::Api];
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     WorkerKilled,
@@ -284,7 +286,7 @@ impl Campaign {
                     api::Fault::reset().after(),
                     api::Fault::close().after(),
                 ];
-                let at = usize::try_from(self.draw(0..faults.len() as u64)).unwrap();
+                let at = self.pick(&[0, 1, 2, 3, 4, 5]);
                 self.at_api(lasts, 0.7, faults[at].clone()).await;
             }
             Fault::ApiHangs => self.at_api(lasts, 0.5, api::Fault::hang().after()).await,
@@ -350,8 +352,7 @@ impl Campaign {
 
     /// One more worker, which dies at a point of its way; if it does not come by, it is killed.
     async fn crash(&self) {
-        let points = Point::value_variants();
-        let point = points[usize::try_from(self.draw(0..points.len() as u64)).unwrap()];
+        let point = self.pick(Point::value_variants());
         let name = point.to_possible_value().unwrap().get_name().to_owned();
         self.start_worker(&format!("crash_at={name}:{}", self.draw(1..20))).await;
         let mut worker = self.workers.lock().await.pop().unwrap();

@@ -19,12 +19,16 @@ use crate::support::flowing::Producer;
 use crate::support::proxy::Proxy;
 use crate::support::servers::Servers;
 use crate::support::{Process, World};
-use faults::Fault;
+use faults::{Fault, SIDES};
 
 const WORKERS: usize = 3;
 
 /// Longer than two posts, a log-in and 15 s, as it has to be.
 const LEASE: Duration = Duration::from_millis(17_600);
+
+/// How long a post takes, and the time between two leads: some ten posts are under way at any moment.
+const LATENCY: Duration = Duration::from_millis(80);
+const EVERY: Duration = Duration::from_millis(6);
 
 /// What the workers are told besides the world's own.
 const SETTINGS: [(&str, &str); 15] = [
@@ -80,7 +84,9 @@ impl Campaign {
     async fn begin(seed: u64) -> Self {
         let (rabbitmq, postgres) = Servers::both().await;
         let mut world = World::on(rabbitmq.url(), postgres.url()).await;
-        world.sandbox.tune(|tuning| tuning.latency = Duration::from_millis(10));
+        world.sandbox.tune(|tuning| tuning.latency = LATENCY);
+        // Tokens are asked for all the time.
+        world.sandbox.set_token_lifetime(Duration::from_secs(2));
         let lines = [
             world.proxy_rabbitmq(seed).await,
             world.proxy_postgres(seed).await,
@@ -105,6 +111,10 @@ impl Campaign {
     /// Everything that is left to chance comes from the seed.
     fn draw(&self, range: Range<u64>) -> u64 {
         self.random.lock().unwrap().u64(range)
+    }
+
+    fn pick<T: Copy>(&self, from: &[T]) -> T {
+        from[usize::try_from(self.draw(0..from.len() as u64)).unwrap()]
     }
 
     fn complain(&self, what: String) {
@@ -204,7 +214,12 @@ impl Campaign {
 
     /// One or two faults that do not strike at the same side.
     fn draw_faults(&self, all: &[Fault]) -> Vec<Fault> {
-        let one = || all[usize::try_from(self.draw(0..all.len() as u64)).unwrap()];
+        // First the side, or the many faults of lines would leave little to the others.
+        let one = || {
+            let side = self.pick(&SIDES);
+            let its: Vec<Fault> = all.iter().copied().filter(|fault| fault.side() == side).collect();
+            self.pick(&its)
+        };
         let mut drawn = vec![one()];
         if self.draw(0..4) == 0 {
             let second = one();
@@ -217,7 +232,7 @@ impl Campaign {
 
     /// Lets faults strike for so long, each drawn from these, and comes back with what they cost.
     async fn run(self, all: &[Fault], lasts: Duration) -> Outcome {
-        let producer = Producer::start(&self.world, &self.world.broker.url);
+        let producer = Producer::start_every(&self.world, &self.world.broker.url, EVERY);
         let (began, mut ended) = (Instant::now(), 0);
         let mut costs: BTreeMap<String, Cost> = BTreeMap::new();
         while began.elapsed() < lasts {

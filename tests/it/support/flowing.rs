@@ -45,9 +45,15 @@ pub struct Producer {
 impl Producer {
     /// Publishes to the queue of this world, by this URL.
     pub fn start(world: &World, url: &str) -> Self {
+        Self::start_every(world, url, EVERY)
+    }
+
+    /// The same, with so much time between two leads.
+    pub fn start_every(world: &World, url: &str, every: Duration) -> Self {
         let (confirmed, stop) = (Arc::clone(&world.broker.confirmed), CancellationToken::new());
-        let task = produce(url.to_owned(), world.broker.queue.clone(), Arc::clone(&confirmed), stop.clone());
-        Self { confirmed, stop, task: tokio::spawn(task) }
+        let to = (url.to_owned(), world.broker.queue.clone());
+        let task = tokio::spawn(produce(to, Arc::clone(&confirmed), every, stop.clone()));
+        Self { confirmed, stop, task }
     }
 
     /// How many messages the broker has said that it has.
@@ -62,7 +68,12 @@ impl Producer {
     }
 }
 
-async fn produce(url: String, queue: String, confirmed: Arc<Mutex<Vec<Confirmed>>>, stop: CancellationToken) {
+async fn produce(
+    (url, queue): (String, String),
+    confirmed: Arc<Mutex<Vec<Confirmed>>>,
+    every: Duration,
+    stop: CancellationToken,
+) {
     let mut link = None;
     while !stop.is_cancelled() {
         let id = LeadId(Uuid::new_v4());
@@ -73,7 +84,7 @@ async fn produce(url: String, queue: String, confirmed: Arc<Mutex<Vec<Confirmed>
             tokio::time::sleep(4 * EVERY).await;
         }
         confirmed.lock().unwrap().push(Confirmed { id, body: body.into_bytes() });
-        tokio::time::sleep(EVERY).await;
+        tokio::time::sleep(every).await;
     }
 }
 

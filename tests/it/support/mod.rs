@@ -10,6 +10,7 @@ pub mod proxy;
 mod raw;
 pub mod scene;
 pub mod servers;
+pub mod tls;
 pub mod wire;
 
 use std::sync::Arc;
