@@ -46,8 +46,8 @@ async fn an_outage_of_postgres_drops_nothing_from_a_queue_with_a_delivery_limit_
     postgres.stop().await;
     flowing.until_blamed("postgres", &["Postgres cannot be reached"]).await;
     tokio::time::sleep(LONGER_THAN_HELD).await;
+    // Each time that they return counts as a delivery.
     flowing.worker.until_said("messages return to their queue").await;
-    // Had they not been given back, or more than once, there would be nothing to prove.
     postgres.start().await;
     flowing.comes_back(struck, BACK).await;
     flowing.finish().await;

@@ -83,7 +83,7 @@ pub struct Campaign {
 
 impl Campaign {
     async fn begin(seed: u64) -> Self {
-        let (rabbitmq, postgres) = tokio::join!(Servers::rabbitmq(), Servers::postgres());
+        let (rabbitmq, postgres) = Servers::both().await;
         let mut world = World::on(rabbitmq.url(), postgres.url()).await;
         world.sandbox.tune(|tuning| tuning.latency = LATENCY);
         // Tokens are asked for all the time.

@@ -154,7 +154,7 @@ impl Flowing {
 
     /// How many messages were confirmed so far.
     pub fn confirmed(&self) -> usize {
-        self.world.broker.confirmed.lock().unwrap().len()
+        self.producer.as_ref().map_or(0, Producer::confirmed)
     }
 
     /// Waits until a lead is delivered of those that are confirmed after the first `skip`.

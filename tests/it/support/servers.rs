@@ -55,6 +55,13 @@ impl Servers {
         Self::of(&POSTGRES, async || vec![blocking(|| Server::up("postgres", None)).await]).await
     }
 
+    /// A RabbitMQ and a Postgres. Who needs both asks here: of two tests that have one each and wait for the other, none would go on.
+    pub async fn both() -> (Self, Self) {
+        static BOTH: Mutex<()> = Mutex::const_new(());
+        let _one_at_a_time = BOTH.lock().await;
+        tokio::join!(Self::rabbitmq(), Self::postgres())
+    }
+
     /// A cluster of three nodes of RabbitMQ.
     pub async fn cluster() -> Self {
         let start = async || {
