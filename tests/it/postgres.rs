@@ -207,13 +207,16 @@ async fn attempts_that_cannot_be_written_for_a_lock_are_written_once_when_it_is_
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_heartbeat_that_cannot_be_written_for_a_lock_stops_no_lead() {
-    let world = hasty().await;
+    let mut world = hasty().await;
+    world.settings.flow.poll_ms = 100;
     let running = world.start().await;
     let first = world.publish("first").await;
     world.until_state(first, LeadState::Delivered).await;
     let mut lock = world.database.pool.begin().await.unwrap();
     sqlx::query("lock table workers in access exclusive mode").execute(&mut *lock).await.unwrap();
     until_down(&world, &running, "heartbeat").await;
+    // Longer than intake goes without a look at what has changed.
+    stays(&running, 2 * Duration::from_millis(world.settings.flow.poll_ms)).await;
     let ids = world.publish_many("p", 10).await;
     world.until_delivered(&ids).await;
     lock.rollback().await.unwrap();

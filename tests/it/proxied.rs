@@ -84,10 +84,9 @@ impl Neighbour {
     /// How many workers share the faults of this one: those that are slow to notice go side by side.
     fn lanes(self) -> usize {
         match self {
-            Self::RabbitMq => 6,
-            Self::Postgres => 5,
-            Self::Api => 4,
-            Self::Token => 3,
+            Self::RabbitMq => 10,
+            Self::Postgres => 6,
+            Self::Api | Self::Token => 5,
         }
     }
 }
@@ -162,6 +161,8 @@ fn hurry(world: &mut World, neighbour: Neighbour) {
     settings.retry.max_ms = 500;
     settings.retry.max_attempts = 1_000;
     settings.flow.open_after = 2;
+    // Many workers share the server.
+    settings.postgres.connections = 4;
 }
 
 /// Every lead has ended well, and none was taken more often by the API than its attempts have doubts, and once.
