@@ -65,6 +65,9 @@ static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("./migrations");
 /// How long a start waits for another process that migrates.
 const MIGRATION_LOCK_TIMEOUT_MS: u64 = 60_000;
 
+/// The role may not make tables, or sees no schema to make them in.
+const NOT_ALLOWED: [&str; 2] = ["42501", "3F000"];
+
 /// No migration takes longer, unless Postgres has fallen silent.
 const MIGRATION_LIMIT: Duration = Duration::from_secs(6 * 3600);
 
@@ -194,6 +197,9 @@ impl Ledger {
             let pool = PgPoolOptions::new().max_connections(1).connect_with(options).await.map_err(failed)?;
             fault::at(Point::Migrating);
             MIGRATIONS.run(&pool).await.map_err(|error| match error {
+                MigrateError::Execute(error) if sqlstate(&error).is_some_and(|code| NOT_ALLOWED.contains(&&*code)) => LedgerError::Schema(
+                    "this role may not change them; run leadpost migrate as one that may, and set postgres.migrate = false".to_owned(),
+                ),
                 // Somebody else holds the lock, or the connection broke: later.
                 MigrateError::Execute(error) => failed(error),
                 error => LedgerError::Schema(crate::reason::chain(&error)),

@@ -270,3 +270,24 @@ async fn statements_that_take_too_long_are_ended_by_the_server_and_their_message
     }
     world.finish(running).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_role_that_may_not_make_tables_is_told_so_instead_of_waiting() {
+    let world = World::new().await;
+    let role = format!("leadpost_guest_{}", Uuid::new_v4().simple());
+    for sql in ["drop schema public cascade", "create schema public", &format!("create role {role} login")] {
+        world.execute(sql).await;
+    }
+    let mut url = url::Url::parse(&world.database.url).unwrap();
+    url.set_username(&role).unwrap();
+    for (command, may_look) in [("migrate", false), ("migrate", true), ("run", true)] {
+        if may_look {
+            world.execute(&format!("grant usage on schema public to {role}")).await;
+        }
+        let done = world.leadpost_with(&[command], &[("DATABASE_URL", url.as_str())], b"").await;
+        assert_eq!(done.code, Some(78), "{command}: {done:?}");
+        assert!(done.stderr.contains("run leadpost migrate as one that may"), "{command}: {done:?}");
+    }
+    world.execute(&format!("drop owned by {role}")).await;
+    world.execute(&format!("drop role {role}")).await;
+}
