@@ -184,9 +184,11 @@ impl Answers {
             self.classify_success(answer, redactor)
         } else if rules.duplicate.contains(status) {
             Outcome::Duplicate(reason())
-        } else if status == 400 && rules.rejected.contains(status) && is_page(answer) {
-            // A proxy's words about the request, such as nginx' for plain HTTP on its TLS port; the lead API never saw it.
-            Outcome::Systemic(page(status))
+        } else if status == 400 && is_plain_to_tls(answer) {
+            Outcome::Systemic(Reason::new(
+                "plain_http",
+                "answered 400: plain HTTP to a port for HTTPS; is the URL's scheme right?",
+            ))
         } else if rules.rejected.contains(status) {
             self.classify_rejection(answer, reason())
         } else if rules.retry.contains(status) {
@@ -250,11 +252,22 @@ impl Answers {
     }
 }
 
-/// Whether an answer that speaks of one lead comes with a page: a log-in page, a captive portal, a proxy's greeting. Whoever answered, it was not
+/// Whether a success status comes with a page: a log-in page, a captive portal, a proxy's greeting. Whoever answered, it was not
 /// the lead API. A 201 says that something was made, and JSON is JSON, whatever the header calls it.
 pub(super) fn is_page(answer: &Answer) -> bool {
     let looks_like_one = answer.is_html || answer.body.trim_ascii_start().starts_with(b"<");
     looks_like_one && answer.status != 201 && serde_json::from_slice::<IgnoredAny>(&answer.body).is_err()
+}
+
+/// What servers answer, with 400, to plain HTTP on a port for TLS: nginx and AWS' load balancers, Apache, Go.
+const PLAIN_TO_TLS: [&str; 3] = [
+    "plain HTTP request was sent to HTTPS port",
+    "speaking plain HTTP to an SSL-enabled server port",
+    "sent an HTTP request to an HTTPS server",
+];
+
+fn is_plain_to_tls(answer: &Answer) -> bool {
+    PLAIN_TO_TLS.iter().any(|said| memchr::memmem::find(&answer.body, said.as_bytes()).is_some())
 }
 
 pub(super) fn page(status: u16) -> Reason {
@@ -462,8 +475,14 @@ mod tests {
             "the API answered 422: email: bad; blank; n: 1"
         );
         assert_eq!(reason(""), "the API answered 422");
-        assert_eq!(outcome(400, "<html><h1>400 Bad Request</h1></html>").as_str(), "systemic", "a proxy said so");
-        assert_eq!(outcome(400, r#"{"message":"bad email"}"#).as_str(), "rejected");
+    }
+
+    #[test]
+    fn a_url_with_the_wrong_scheme_burns_no_lead() {
+        for said in PLAIN_TO_TLS {
+            assert_eq!(outcome(400, &format!("<html><h1>400 Bad Request</h1>{said}</html>")).as_str(), "systemic");
+        }
+        assert_eq!(outcome(400, "<html><h1>400 Bad Request</h1></html>").as_str(), "rejected");
         assert!(reason(&"x".repeat(100_000)).chars().count() < 600);
     }
 

@@ -94,7 +94,7 @@ const TROUBLES: [(Trouble, &str); 9] = [
     (Trouble::Half(b""), "the connection broke before an answer"),
     (Trouble::Half(b"HTTP/1.1 2"), "the connection broke before an answer"),
     (Trouble::Half(b"HTTP/1.1 201 Created\r\ncontent-le"), "the connection broke before an answer"),
-    (Trouble::Half(b"SSH-2.0-OpenSSH_9.2p1\r\n"), "the connection broke before an answer"),
+    (Trouble::Half(b"SSH-2.0-OpenSSH_9.2p1\r\n"), "does not speak HTTP"),
 ];
 
 /// Each post that was read is on record, a second one of a lead has a doubt before it, and what is charged is a delivery or a doubt.

@@ -507,7 +507,7 @@ async fn messages_in_hand_when_the_worker_stops_are_parked_or_return_and_none_is
 #[tokio::test(flavor = "multi_thread")]
 async fn a_message_that_the_client_cannot_read_goes_to_the_delivery_limit_alone_and_its_neighbours_are_delivered() {
     let world = World::new().await;
-    world.broker.limit_deliveries(3).await;
+    let dead = world.broker.bury_dead_letters(3).await;
     let before = world.publish("ann").await;
     // As a producer writes it that takes AMQP's short strings for bytes: a binary UUID, or Latin-1.
     let body = World::lead("bad");
@@ -519,6 +519,7 @@ async fn a_message_that_the_client_cannot_read_goes_to_the_delivery_limit_alone_
         assert_eq!(world.posts(id), 1);
     }
     assert_eq!(world.sandbox.journal().counts().created, 2);
+    world.until("it is among the dead letters", async || world.broker.depth_of(&dead).await == 1).await;
     world.finish(running).await;
 }
 

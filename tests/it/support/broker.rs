@@ -72,7 +72,7 @@ impl Broker {
 
     /// Makes the queue anew, with a limit of deliveries, and returns the name of the queue in which what reaches it ends.
     pub async fn bury_dead_letters(&self, limit: i64) -> String {
-        let dead = format!("{}.dead", self.queue);
+        let dead = dead_letters(&self.queue);
         let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
         self.channel.queue_declare(dead.as_str().into(), options, FieldTable::default()).await.unwrap();
         self.delete().await;
@@ -151,6 +151,11 @@ pub async fn connect(url: &str) -> lapin::Result<(Connection, Channel)> {
     Ok((connection, channel))
 }
 
+/// Where the dead letters of a queue go.
+fn dead_letters(queue: &str) -> String {
+    format!("{queue}.dead")
+}
+
 impl Drop for Broker {
     fn drop(&mut self) {
         // The connection lives as long as one of its channels.
@@ -158,7 +163,9 @@ impl Drop for Broker {
         // The runtime may be ending; then the queue stays, in a node that is thrown away.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             runtime.spawn(async move {
-                drop(channel.queue_delete(queue.as_str().into(), QueueDeleteOptions::default()).await);
+                for queue in [dead_letters(&queue), queue] {
+                    drop(channel.queue_delete(queue.as_str().into(), QueueDeleteOptions::default()).await);
+                }
             });
         }
     }
