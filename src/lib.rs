@@ -29,7 +29,7 @@
 //!
 //! | module | what it does |
 //! |---|---|
-//! | [`fault`] | faults on purpose, for tests; empty in a release |
+//! | [`fault`] | fault injection, for tests; no-ops unless built with the cargo feature `faults` |
 //! | [`jq`] | jq expressions: from a lead to a body, tests on answers. The only module that names `jaq` |
 //! | [`config`] | file, environment and flags to settings that were checked as a whole; presets of lead APIs |
 //! | [`telemetry`], [`lifecycle`] | log lines; signals to a drain |

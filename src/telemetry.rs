@@ -39,9 +39,9 @@ pub fn init(log: &Log) -> Result<(), String> {
 }
 
 /// A panic's own words may quote what it stumbled over, such as a name that was cut in the middle of a character. Only those that stand
-/// in the source are shown.
+/// in the source are shown. `RUST_BACKTRACE` has no effect.
 fn say_panic(panic: &std::panic::PanicHookInfo<'_>) {
     let at = panic.location().map(ToString::to_string).unwrap_or_default();
     let words = panic.payload().downcast_ref::<&'static str>().copied().unwrap_or("(left out, as it may quote a lead)");
-    tracing::error!(at, words, "a panic; this is a bug");
+    tracing::error!(panic.location = at, panic.message = words, "panicked; this is a bug");
 }

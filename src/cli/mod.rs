@@ -132,8 +132,7 @@ pub fn main() -> ExitCode {
     }
     // All TLS goes through one provider. Only a second call could fail.
     drop(rustls::crypto::ring::default_provider().install_default());
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().thread_stack_size(stack::OURS).build()
-    {
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
             say(&format!("error: cannot start: {error}"));

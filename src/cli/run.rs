@@ -42,7 +42,7 @@ pub(super) async fn run(args: RunArgs, source: &Source) -> anyhow::Result<Exit> 
     telemetry::init(&settings.log).map_err(|problem| ConfigError(vec![problem]))?;
     if !stack::is_deep() {
         tracing::warn!(
-            "threads have shallow stacks: a message with headers nested hundreds deep can end the process; see RUST_MIN_STACK in the README"
+            "threads have shallow stacks: a message with deeply nested headers can end the process; see RUST_MIN_STACK in the README"
         );
     }
     let shutdown = Shutdown::on_signals().context("cannot listen to signals")?;

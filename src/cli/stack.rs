@@ -1,25 +1,23 @@
 //! Deeper stacks for the threads of this process.
 //!
-//! The AMQP library reads the headers of a message by recursion without a limit, and arrays within arrays nest tens of thousands deep
-//! in one frame: with the usual 2 MiB a single message would end every worker of its queue by a stack overflow, again and again. The
-//! standard library takes the size for its threads from `RUST_MIN_STACK` when the first is made, and that can only be set before the process
-//! starts: so `leadpost run` starts itself once more, in its own place, with it. Of the size only what is touched costs memory.
+//! The AMQP library reads the headers of a message, and lets go of them, by recursion without a limit, and arrays within arrays nest tens
+//! of thousands deep in one frame: with the usual 2 MiB a single message would end every worker of its queue by a stack overflow, again
+//! and again. The standard library takes the size for its threads, tokio's among them, from `RUST_MIN_STACK` when the first is made, and
+//! that can only be set before the process starts: so `leadpost run` re-executes itself once, with it. Only stack that is used
+//! costs memory.
 
 use std::ffi::OsString;
 
 /// What the standard library reads.
 const VARIABLE: &str = "RUST_MIN_STACK";
 
-/// Enough for what fits into a frame of 128 KiB, with five bytes a level; the frames of a debug build are some ten times as large.
+/// Enough for what fits into a frame of 128 KiB, with five bytes a level. A debug build takes some ten times as much.
 const BYTES: usize = if cfg!(debug_assertions) { 1 << 30 } else { 64 << 20 };
 
-/// For threads that do not read what strangers send: as the standard library has it.
-pub(super) const OURS: usize = 2 << 20;
-
-/// Starts this process once more with deeper stacks, unless somebody has set them already. Comes back if that cannot be done.
+/// Re-executes this process with deeper stacks, unless somebody has set them already. Comes back if that cannot be done.
 pub(super) fn deepen() {
     if std::env::var_os(VARIABLE).is_none() {
-        again();
+        re_execute();
     }
 }
 
@@ -30,7 +28,7 @@ pub(super) fn is_deep() -> bool {
 }
 
 #[cfg(unix)]
-fn again() {
+fn re_execute() {
     use std::os::unix::process::CommandExt as _;
     let mut arguments = std::env::args_os();
     let name = arguments.next().unwrap_or_else(|| OsString::from("leadpost"));
@@ -41,4 +39,4 @@ fn again() {
 }
 
 #[cfg(not(unix))]
-fn again() {}
+fn re_execute() {}

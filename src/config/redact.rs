@@ -23,13 +23,6 @@ const MIN_BYTES: usize = 4;
 /// Shorter texts in tables are versions, kinds and flags.
 const MIN_LITERAL_BYTES: usize = 8;
 
-/// The proxies that the environment names, in the variables that reqwest reads.
-fn proxies_of_environment() -> impl Iterator<Item = Url> {
-    let names = ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"];
-    let variables = names.into_iter().flat_map(|name| [name.to_owned(), name.to_lowercase()]);
-    variables.filter_map(|name| std::env::var(name).ok()).filter_map(|url| Url::parse(&url).ok())
-}
-
 /// The secrets of a destination, in every form in which they go over the wire.
 #[derive(Clone, Default)]
 pub struct Redactor(Vec<Finder<'static>>);
@@ -74,9 +67,11 @@ impl Redactor {
     /// What a proxy is told at each request, and may repeat when it refuses one.
     fn add_login(&mut self, proxy: &Url) {
         let decoded = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
-        if let Some(password) = proxy.password().map(decoded) {
-            self.add(&STANDARD.encode(format!("{}:{password}", decoded(proxy.username()))));
-            self.add(&password);
+        let (user, password) = (decoded(proxy.username()), proxy.password().map(decoded).unwrap_or_default());
+        if !user.is_empty() || !password.is_empty() {
+            self.add(&STANDARD.encode(format!("{user}:{password}")));
+            // Without a password, the name is a token.
+            self.add(if password.is_empty() { &user } else { &password });
         }
     }
 
@@ -212,6 +207,14 @@ fn small_hex(encoded: &str) -> String {
 /// As a form or a query writes it.
 fn form(text: &str) -> String {
     url::form_urlencoded::byte_serialize(text.as_bytes()).collect()
+}
+
+/// The proxies that the environment names, in the variables that reqwest reads, and as it reads them: a scheme may be missing.
+fn proxies_of_environment() -> impl Iterator<Item = Url> {
+    let names = ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"];
+    let variables = names.into_iter().flat_map(|name| [name.to_owned(), name.to_lowercase()]);
+    let urls = variables.filter_map(|name| std::env::var(name).ok());
+    urls.filter_map(|url| Url::parse(&if url.contains("://") { url } else { format!("http://{url}") }).ok())
 }
 
 #[cfg(test)]

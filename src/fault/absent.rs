@@ -3,20 +3,25 @@
 use super::{Panic, Point, Rule};
 
 #[inline]
-pub fn at(_: Point) {}
+pub(super) fn at(_: Point) {}
 
 #[inline]
-pub fn soon_at(_: Point) {}
+pub(super) fn soon_at(_: Point) {}
 
 #[inline]
-pub fn breaks(_: Rule) -> bool {
+pub(super) fn breaks(_: Rule) -> bool {
     false
 }
 
 #[inline]
-pub fn acks_badly() -> bool {
+pub(super) fn acks_badly() -> bool {
     false
 }
 
 #[inline]
-pub fn panic_on(_: Panic, _: &[u8]) {}
+pub(super) fn panic_on(_: Panic, _: &[u8]) {}
+
+#[inline]
+pub(super) fn without(_: Rule, sql: &'static str, _: &str) -> &'static str {
+    sql
+}

@@ -1,7 +1,8 @@
 //! Faults as `LEADPOST_FAULTS` lists them.
 
-use std::sync::OnceLock;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use clap::ValueEnum as _;
@@ -25,6 +26,7 @@ fn faults() -> &'static Faults {
     static FAULTS: OnceLock<Faults> = OnceLock::new();
     FAULTS.get_or_init(|| {
         let list = std::env::var("LEADPOST_FAULTS").unwrap_or_default();
+        tracing::warn!(list, "built with the cargo feature faults: for tests only");
         // A test with a fault that is misspelt would prove nothing.
         parse(&list).unwrap_or_else(|problem| panic!("LEADPOST_FAULTS: {problem}"))
     })
@@ -59,15 +61,13 @@ fn crash(point: Point) -> ! {
     std::process::abort()
 }
 
-/// Dies here, if this is where it is to die.
-pub fn at(point: Point) {
+pub(super) fn at(point: Point) {
     if is_due(point) {
         crash(point);
     }
 }
 
-/// Dies in a moment, if this is where it is to die: for places at which the process waits for somebody else.
-pub fn soon_at(point: Point) {
+pub(super) fn soon_at(point: Point) {
     if is_due(point) {
         std::thread::spawn(move || {
             std::thread::sleep(MOMENT);
@@ -76,25 +76,32 @@ pub fn soon_at(point: Point) {
     }
 }
 
-/// Whether this rule is to be broken.
-pub fn breaks(rule: Rule) -> bool {
+pub(super) fn breaks(rule: Rule) -> bool {
     faults().broken.contains(&rule)
 }
 
-/// Whether RabbitMQ is to be sent an acknowledgement of nothing, now.
-pub fn acks_badly() -> bool {
+pub(super) fn acks_badly() -> bool {
     faults().bad_ack.swap(false, Ordering::Relaxed)
 }
 
-/// Panics here, if this is a message for that.
-///
-/// # Panics
-/// On purpose.
-pub fn panic_on(panic: Panic, body: &[u8]) {
+pub(super) fn panic_on(panic: Panic, body: &[u8]) {
     let text = match panic {
         Panic::OnRead => &faults().panic_on_read,
         Panic::OnPost => &faults().panic_on_post,
     };
     let is_hit = text.as_ref().is_some_and(|text| memchr::memmem::find(body, text.as_bytes()).is_some());
-    assert!(!is_hit, "on purpose");
+    // As panics of libraries do, it quotes what it stumbled over.
+    assert!(!is_hit, "on purpose: {}", String::from_utf8_lossy(body));
+}
+
+pub(super) fn without(rule: Rule, sql: &'static str, condition: &str) -> &'static str {
+    /// What was made of each statement; few, and each for as long as the process lives.
+    static WITHOUT: Mutex<Option<HashMap<&'static str, &'static str>>> = Mutex::new(None);
+    assert!(sql.contains(condition), "the condition is not there");
+    if !breaks(rule) {
+        return sql;
+    }
+    let mut known = WITHOUT.lock().unwrap_or_else(PoisonError::into_inner);
+    let known = known.get_or_insert_default();
+    known.entry(sql).or_insert_with(|| Box::leak(sql.replace(condition, "true").into_boxed_str()))
 }

@@ -1,6 +1,6 @@
-//! Faults on purpose, for tests: named places at which the process dies, rules that it breaks, messages at which it panics.
+//! Fault injection, for tests: crash points, rules that are broken on purpose, messages at which it panics.
 //!
-//! All of it is there only with the cargo feature `faults`, which no build has by default: without it these functions are empty. With it,
+//! All of it is there only with the cargo feature `faults`, which only builds of tests and benches have: without it these functions are empty. With it,
 //! the environment variable `LEADPOST_FAULTS` lists what is to happen, separated by commas:
 //!
 //! | fault | what happens |
@@ -11,17 +11,12 @@
 //! | `panic_on_read=TEXT` | it panics while it reads a message with this text |
 //! | `panic_on_post=TEXT` | it panics before it posts a lead with this text |
 
-use std::borrow::Cow;
-
 #[cfg(not(feature = "faults"))]
-mod absent;
+#[path = "absent.rs"]
+mod build;
 #[cfg(feature = "faults")]
-mod armed;
-
-#[cfg(not(feature = "faults"))]
-pub use absent::{acks_badly, at, breaks, panic_on, soon_at};
-#[cfg(feature = "faults")]
-pub use armed::{acks_badly, at, breaks, panic_on, soon_at};
+#[path = "armed.rs"]
+mod build;
 
 /// A place on a lead's way, in its order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -98,8 +93,38 @@ pub enum Panic {
     OnPost,
 }
 
-/// This statement, without the condition that keeps the rule if that is to be broken.
-pub fn without(rule: Rule, sql: &'static str, condition: &str) -> Cow<'static, str> {
-    debug_assert!(sql.contains(condition), "the condition is not there");
-    if breaks(rule) { Cow::Owned(sql.replace(condition, "true")) } else { Cow::Borrowed(sql) }
+/// Dies here, if this is where it is to die.
+#[inline]
+pub fn at(point: Point) {
+    build::at(point);
+}
+
+/// Dies in a moment, if this is where it is to die: for places at which the process waits for somebody else.
+#[inline]
+pub fn soon_at(point: Point) {
+    build::soon_at(point);
+}
+
+/// Whether this rule is to be broken.
+#[inline]
+pub fn breaks(rule: Rule) -> bool {
+    build::breaks(rule)
+}
+
+/// This statement; without the condition that keeps the rule, if that is to be broken.
+#[inline]
+pub fn without(rule: Rule, sql: &'static str, condition: &str) -> &'static str {
+    build::without(rule, sql, condition)
+}
+
+/// Whether RabbitMQ is to be sent an acknowledgement of nothing, now.
+#[inline]
+pub fn acks_badly() -> bool {
+    build::acks_badly()
+}
+
+/// Panics here, if this is a message for that.
+#[inline]
+pub fn panic_on(panic: Panic, body: &[u8]) {
+    build::panic_on(panic, body);
 }

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use sqlx::Row as _;
 use sqlx::postgres::PgRow;
-use sqlx::{AssertSqlSafe, Row as _};
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -18,20 +18,20 @@ use crate::lead::LeadId;
 const EXPIRED_BATCH: i64 = 500;
 
 const CLAIM: &str = "with due as ( \
-    select id from leads \
-    where destination = $1 and state = 'pending' and next_attempt_at <= now() and lease is null \
-    and id <> all($2) \
-    and ($7 or attempts = 0 or not exists (select 1 from attempts a \
-    where a.lead_id = leads.id and a.outcome = 'uncertain')) \
-    order by next_attempt_at limit $3 for update skip locked \
-    ) \
-    update leads l set leased_by = $4, lease = $5, changed_at = now(), \
-    next_attempt_at = now() + $6 * interval '1 millisecond' \
-    from due where l.id = due.id \
-    returning l.id, l.attempts, l.charged, l.suspected, \
-    l.attempts > 0 and exists (select 1 from attempts a \
-    where a.lead_id = l.id and a.outcome = 'uncertain') as in_doubt, \
-    extract(epoch from now() - l.budget_from)::float8 as age, l.body";
+         select id from leads \
+         where destination = $1 and state = 'pending' and next_attempt_at <= now() and lease is null \
+             and id <> all($2) \
+             and ($7 or attempts = 0 or not exists (select 1 from attempts a \
+                 where a.lead_id = leads.id and a.outcome = 'uncertain')) \
+         order by next_attempt_at limit $3 for update skip locked \
+     ) \
+     update leads l set leased_by = $4, lease = $5, changed_at = now(), \
+         next_attempt_at = now() + $6 * interval '1 millisecond' \
+     from due where l.id = due.id \
+     returning l.id, l.attempts, l.charged, l.suspected, \
+         l.attempts > 0 and exists (select 1 from attempts a \
+             where a.lead_id = l.id and a.outcome = 'uncertain') as in_doubt, \
+         extract(epoch from now() - l.budget_from)::float8 as age, l.body";
 
 /// What keeps a lead that is leased, or not yet due, from being claimed.
 const IS_FREE: &str = "next_attempt_at <= now() and lease is null";
@@ -67,7 +67,7 @@ impl Ledger {
                 async move {
                     let leased_at = Instant::now();
                     let mut transaction = pool.begin().await?;
-                    let rows = sqlx::query(AssertSqlSafe(fault::without(Rule::Lease, CLAIM, IS_FREE)))
+                    let rows = sqlx::query(fault::without(Rule::Lease, CLAIM, IS_FREE))
                         .bind(&*ledger.destination)
                         .bind(&*avoid)
                         .bind(i64::try_from(limit).unwrap_or(i64::MAX))

@@ -65,10 +65,10 @@ static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("./migrations");
 /// How long a start waits for another process that migrates.
 const MIGRATION_LOCK_TIMEOUT_MS: u64 = 60_000;
 
-/// The role may not make tables, or sees no schema to make them in.
+/// SQLSTATEs: the role may not make tables, or sees no schema to make them in.
 const NOT_ALLOWED: [&str; 2] = ["42501", "3F000"];
 
-/// No migration takes longer, unless Postgres has fallen silent.
+/// No migration takes longer. A start waits for so long if Postgres falls silent in the middle of one.
 const MIGRATION_LIMIT: Duration = Duration::from_secs(6 * 3600);
 
 /// Why the ledger could not do what was asked.
@@ -181,7 +181,7 @@ impl Ledger {
     /// Brings the tables up to date, one process at a time. Says how many migrations were applied.
     ///
     /// # Errors
-    /// When another process holds the lock for more than a minute, or a migration fails.
+    /// When another process holds the lock for more than a minute, a migration fails, or the role may not make tables.
     pub async fn migrate(&self) -> Result<usize, LedgerError> {
         // Most starts have nothing to do, and are spared the lock, and a connection without limits.
         let before = self.applied().await?;
@@ -198,7 +198,7 @@ impl Ledger {
             fault::at(Point::Migrating);
             MIGRATIONS.run(&pool).await.map_err(|error| match error {
                 MigrateError::Execute(error) if sqlstate(&error).is_some_and(|code| NOT_ALLOWED.contains(&&*code)) => LedgerError::Schema(
-                    "this role may not change them; run leadpost migrate as one that may, and set postgres.migrate = false".to_owned(),
+                    "this role may not make tables; run leadpost migrate as one that may, and set postgres.migrate = false".to_owned(),
                 ),
                 // Somebody else holds the lock, or the connection broke: later.
                 MigrateError::Execute(error) => failed(error),

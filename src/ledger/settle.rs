@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::{AssertSqlSafe, PgConnection, Row as _};
+use sqlx::{PgConnection, Row as _};
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -247,7 +247,7 @@ const IS_OURS: &str = "l.lease = s.lease and l.state = 'pending'";
 
 /// Writes a batch, and says which leads were still ours.
 pub(super) async fn write(connection: &mut PgConnection, write: Write<'_>) -> Result<Vec<LeadId>, sqlx::Error> {
-    let rows = sqlx::query(AssertSqlSafe(fault::without(Rule::Fence, WRITE, IS_OURS)))
+    let rows = sqlx::query(fault::without(Rule::Fence, WRITE, IS_OURS))
         .bind(write.worker)
         .bind(write.ids)
         .bind(write.leases)

@@ -5,8 +5,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use crate::fault::{self, Panic};
 use crate::lead::{Code, Lead, LeadId, LeadRules, Violation};
 
-/// Checks a message. One at which the checks themselves fail is not a lead for now, and stands in nobody's way; its bytes are kept, and
-/// when the bug is mended it can be requeued.
+/// Checks a message. A check that panics makes it invalid (`worker_panic`) instead of failing its batch; its bytes are kept, so it can be
+/// requeued once the bug is mended.
 pub(super) fn check(rules: &LeadRules, id: LeadId, body: &[u8]) -> Result<Lead, Vec<Violation>> {
     let checked = catch_unwind(AssertUnwindSafe(|| {
         fault::panic_on(Panic::OnRead, body);
