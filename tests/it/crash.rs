@@ -36,7 +36,7 @@ async fn until_dead(mut worker: Process, point: Point) {
 
 /// Lets the leases of a worker that is dead run out.
 async fn expire(world: &World) {
-    world.execute("update leads set next_attempt_at = now() where lease is not null").await;
+    world.expire_leases().await;
 }
 
 /// Publishes the leads of a scene.
@@ -67,9 +67,7 @@ async fn until_ended(world: &World, what: &str) {
     let leads = world.broker.confirmed().len();
     world
         .until(&format!("{what}: all leads have come to an end"), async || {
-            let sql = "update leads set next_attempt_at = now() \
-                       where state = 'pending' and lease is null and next_attempt_at > now()";
-            world.execute(sql).await;
+            world.hurry().await;
             let ended = world.number("select count(*) from leads where state <> 'pending'").await;
             usize::try_from(ended).unwrap() == leads
         })
@@ -140,7 +138,7 @@ async fn crash_twice(first: Point, second: Point) {
     let release = async {
         // What the first crash has left behind is due again at once.
         loop {
-            world.execute("update leads set next_attempt_at = now() where state = 'pending' and lease is null").await;
+            world.hurry().await;
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
@@ -179,7 +177,7 @@ async fn a_crash_while_messages_come_again_recognizes_them_once_more() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "takes minutes; scripts/chaos runs the like of it at random"]
+#[ignore = "takes minutes: cargo test --test it every_pair -- --ignored"]
 async fn every_pair_of_crashes_on_the_way_loses_nothing() {
     let way = [
         Point::Received,
@@ -216,7 +214,7 @@ async fn a_crash_while_due_leads_are_claimed_posts_each_of_them_once() {
             .await;
         worker.stop().await;
         world.sandbox.faults().clear();
-        world.execute("update leads set next_attempt_at = now() where state = 'pending' and lease is null").await;
+        world.hurry().await;
         world.execute("update destinations set held_until = null").await;
         let worker = doomed(&world, point, 1).await;
         until_dead(worker, point).await;
@@ -291,14 +289,14 @@ async fn a_crash_while_the_api_is_asked_asks_again_and_posts_nothing_twice() {
     let worker = world.worker(&[]).await;
     world.until_attempts(id, 1).await;
     worker.stop().await;
-    world.execute("update leads set next_attempt_at = now() where state = 'pending'").await;
+    world.hurry().await;
     let worker = doomed(&world, Point::Queried, 1).await;
     until_dead(worker, Point::Queried).await;
     expire(&world).await;
     let worker = world.worker(&[]).await;
     world
         .until("the lead is found", async || {
-            world.execute("update leads set next_attempt_at = now() where state = 'pending' and lease is null").await;
+            world.hurry().await;
             world.state(id).await == Some(LeadState::Delivered)
         })
         .await;
@@ -402,4 +400,12 @@ async fn a_crash_in_the_midst_of_a_migration_leaves_none_of_it() {
         .await;
     world.execute("drop event trigger stand_still").await;
     is_whole(&world).await;
+}
+
+#[test]
+fn every_point_has_its_scene() {
+    let scenes = include_str!("crash.rs");
+    for point in Point::value_variants() {
+        assert!(scenes.contains(&format!("Point::{point:?}")), "no process dies at {point:?} here");
+    }
 }

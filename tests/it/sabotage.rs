@@ -1,18 +1,13 @@
-//! The checker is no ornament: a worker that breaks one of the rules is found out by it, and by nothing else here.
+//! The checker is tested itself: a worker that breaks a rule on purpose must be reported, and an honest one in the same scene must not.
 
 use std::time::Duration;
 
 use leadpost::lead::LeadId;
+use leadpost::ledger::LeadState;
 use uuid::Uuid;
 
 use crate::support::books::Audit;
 use crate::support::{Process, World};
-
-/// A worker without this rule.
-async fn without(world: &World, rule: &str, more: &str) -> Process {
-    let faults = format!("break={rule}{more}");
-    world.worker_with(&["--concurrency", "4"], &[("LEADPOST_FAULTS", &faults)]).await
-}
 
 /// Ends them, however it takes that, and waits until what they posted has ended.
 async fn end(world: &World, workers: [Process; 2]) {
@@ -41,7 +36,7 @@ async fn held(world: &World) -> Vec<Uuid> {
 
 /// Lets no lead wait for its time.
 async fn due(world: &World) {
-    world.execute("update leads set next_attempt_at = now() where state = 'pending' and lease is null").await;
+    world.hurry().await;
 }
 
 /// The same scene with an honest worker has no such finding.
@@ -73,16 +68,26 @@ async fn the_checker_finds_a_message_that_was_acknowledged_before_its_commit_and
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_checker_finds_a_lead_that_two_workers_post_for_want_of_a_lease() {
-    let world = World::new().await;
-    world.sandbox.tune(|tuning| tuning.latency = Duration::from_millis(300));
-    world.publish_many("lead", 8).await;
-    let one = without(&world, "lease", "").await;
-    let two = without(&world, "lease", "").await;
-    world.until("a lead is posted twice", async || world.sandbox.journal().counts().posts > 16).await;
-    end(&world, [one, two]).await;
-    let audit = world.audit().await;
-    found(&audit.doubles, "processed", &audit);
-    found(&audit.wrong, "do not explain the posts", &audit);
+    for honest in [true, false] {
+        let world = World::new().await;
+        world.sandbox.tune(|tuning| tuning.latency = Duration::from_millis(300));
+        world.publish_many("lead", 8).await;
+        let rule = if honest { Vec::new() } else { vec![("LEADPOST_FAULTS", "break=lease")] };
+        let one = world.worker_with(&["--concurrency", "4"], &rule).await;
+        let two = world.worker_with(&["--concurrency", "4"], &rule).await;
+        let posts_enough = if honest { 8 } else { 17 };
+        world.until("leads are posted", async || posts(&world) >= posts_enough).await;
+        if honest {
+            world.until_count(LeadState::Delivered, 8).await;
+        }
+        end(&world, [one, two]).await;
+        let audit = world.audit().await;
+        assert_eq!(audit.holds(), honest, "{audit:#?}");
+        if !honest {
+            found(&audit.doubles, "processed", &audit);
+            found(&audit.wrong, "do not explain the posts", &audit);
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -101,7 +106,7 @@ async fn the_checker_finds_a_lead_that_a_worker_settled_without_its_lease() {
         frozen.signal("STOP");
         until_quiet(&world).await;
         let not_begun: Vec<Uuid> = held(&world).await.into_iter().filter(|id| world.posts(LeadId(*id)) == 0).collect();
-        world.execute("update leads set next_attempt_at = now() where lease is not null").await;
+        world.expire_leases().await;
         assert!(!not_begun.is_empty());
         let other = world.worker_with(&["--concurrency", "16"], &[]).await;
         world
@@ -113,8 +118,7 @@ async fn the_checker_finds_a_lead_that_a_worker_settled_without_its_lease() {
         frozen.signal("CONT");
         world
             .until("nothing is left", async || {
-                let sql = "update leads set next_attempt_at = now() where state = 'pending' and lease is null";
-                world.execute(sql).await;
+                world.hurry().await;
                 let left = world.number("select count(*) from leads where state = 'pending'").await;
                 left == 0 || !honest && world.sandbox.journal().posts().iter().any(|post| post.overlapped)
             })

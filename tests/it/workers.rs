@@ -39,8 +39,7 @@ async fn until_accounted_for(world: &World, workers: Vec<Process>) -> Audit {
     let ended = async {
         while world.number("select count(*) from leads where state <> 'pending'").await != i64::try_from(leads).unwrap()
         {
-            let sql = "update leads set next_attempt_at = now() where state = 'pending' and lease is null and next_attempt_at > now()";
-            world.execute(sql).await;
+            world.hurry().await;
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
@@ -73,7 +72,7 @@ async fn a_worker_that_is_killed_at_random_loses_nothing() {
         tokio::time::sleep(pause).await;
         worker.signal("KILL");
         worker.ended().await;
-        world.execute("update leads set next_attempt_at = now() where lease is not null").await;
+        world.expire_leases().await;
     }
     let last = worker(&world, "8").await;
     let audit = until_accounted_for(&world, vec![last]).await;

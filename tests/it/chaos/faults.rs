@@ -30,6 +30,7 @@ pub enum Fault {
     WorkerCrashed,
     WorkerFrozen,
     WorkerStopped,
+    WorkerAcksBadly,
     RabbitMqRestarted,
     RabbitMqKilled,
     RabbitMqFrozen,
@@ -46,6 +47,7 @@ pub enum Fault {
     ApiFails,
     ApiHangs,
     TokensRevoked,
+    TokensRefused,
     Cut(Side),
     Refused(Side),
     Silent(Side),
@@ -65,6 +67,7 @@ impl Fault {
             Self::WorkerCrashed,
             Self::WorkerFrozen,
             Self::WorkerStopped,
+            Self::WorkerAcksBadly,
             Self::RabbitMqRestarted,
             Self::RabbitMqKilled,
             Self::RabbitMqFrozen,
@@ -81,6 +84,7 @@ impl Fault {
             Self::ApiFails,
             Self::ApiHangs,
             Self::TokensRevoked,
+            Self::TokensRefused,
             Self::CommitLost,
         ];
         for line in [Side::RabbitMq, Side::Postgres, Side::Token, Side::Api] {
@@ -105,7 +109,11 @@ impl Fault {
     /// At whom it strikes.
     pub fn side(self) -> Side {
         match self {
-            Self::WorkerKilled | Self::WorkerCrashed | Self::WorkerFrozen | Self::WorkerStopped => Side::Worker,
+            Self::WorkerKilled
+            | Self::WorkerCrashed
+            | Self::WorkerFrozen
+            | Self::WorkerStopped
+            | Self::WorkerAcksBadly => Side::Worker,
             Self::RabbitMqRestarted
             | Self::RabbitMqKilled
             | Self::RabbitMqFrozen
@@ -119,7 +127,7 @@ impl Fault {
             | Self::PostgresLocked
             | Self::CommitLost => Side::Postgres,
             Self::ApiAway | Self::ApiSlow | Self::ApiFails | Self::ApiHangs => Side::Api,
-            Self::TokensRevoked => Side::Token,
+            Self::TokensRevoked | Self::TokensRefused => Side::Token,
             Self::Cut(line)
             | Self::Refused(line)
             | Self::Silent(line)
@@ -129,11 +137,6 @@ impl Fault {
             | Self::Stalled(line, _)
             | Self::CutWithin(line, _) => line,
         }
-    }
-
-    /// Whether it is over in a few seconds: its leases need not run out.
-    pub fn is_quick(self) -> bool {
-        !matches!(self, Self::WorkerKilled | Self::WorkerCrashed | Self::WorkerFrozen)
     }
 
     /// What the table calls it.
@@ -150,6 +153,7 @@ impl Fault {
             Self::WorkerCrashed => "worker: dies at a named point".to_owned(),
             Self::WorkerFrozen => "worker: frozen past its lease (SIGSTOP)".to_owned(),
             Self::WorkerStopped => "worker: stopped (SIGTERM)".to_owned(),
+            Self::WorkerAcksBadly => "worker: acknowledges what it never got".to_owned(),
             Self::RabbitMqRestarted => "RabbitMQ: restarted".to_owned(),
             Self::RabbitMqKilled => "RabbitMQ: killed".to_owned(),
             Self::RabbitMqFrozen => "RabbitMQ: frozen".to_owned(),
@@ -166,6 +170,7 @@ impl Fault {
             Self::ApiFails => "API: 500, 503, broken connections".to_owned(),
             Self::ApiHangs => "API: never answers".to_owned(),
             Self::TokensRevoked => "token endpoint: tokens revoked".to_owned(),
+            Self::TokensRefused => "token endpoint: slow, fails, half an answer".to_owned(),
             Self::Cut(at) => format!("{}: line cut", line(at)),
             Self::Refused(at) => format!("{}: connections refused", line(at)),
             Self::Silent(at) => format!("{}: accepts and is silent", line(at)),
@@ -212,6 +217,11 @@ impl Campaign {
             Fault::WorkerStopped => {
                 let worker = self.take_worker().await;
                 self.start_worker("").await;
+                self.end_worker(worker).await;
+            }
+            Fault::WorkerAcksBadly => {
+                let worker = self.take_worker().await;
+                self.start_worker("bad_ack").await;
                 self.end_worker(worker).await;
             }
             Fault::RabbitMqRestarted => {
@@ -295,6 +305,18 @@ impl Campaign {
                     self.world.sandbox.revoke_all();
                     tokio::time::sleep(lasts / 5).await;
                 }
+            }
+            Fault::TokensRefused => {
+                let faults = [
+                    api::Fault::latency(Duration::from_millis(700)),
+                    api::Fault::status(500),
+                    api::Fault::status(400),
+                    api::Fault::reset(),
+                    api::Fault::cut(api::CutAt::Headers),
+                    api::Fault::hang(),
+                ];
+                let at = self.pick(&[0, 1, 2, 3, 4, 5]);
+                self.at_api(lasts, 0.8, faults[at].clone().on_token()).await;
             }
             Fault::Cut(line) => {
                 for _ in 0..self.draw(1..8) {

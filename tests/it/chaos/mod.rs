@@ -303,7 +303,7 @@ impl Outcome {
         for finding in [&self.audit.lost, &self.audit.doubles, &self.audit.wrong, &self.wrong].into_iter().flatten() {
             writeln!(report, "{finding}").unwrap();
         }
-        let verdict = if self.holds() { "nothing lost, every doubt on record" } else { "NOT WELL" };
+        let verdict = if self.holds() { "nothing lost, every doubt on record" } else { "failed" };
         writeln!(report, "chaos: {verdict}").unwrap();
         report
     }
@@ -317,9 +317,10 @@ fn say(line: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_lost_while_faults_strike_at_random() {
-    let quick: Vec<Fault> = Fault::all().into_iter().filter(|fault| fault.is_quick()).collect();
+    // A frozen worker is tests/it/workers.rs'; here it would take half of the time.
+    let most: Vec<Fault> = Fault::all().into_iter().filter(|fault| *fault != Fault::WorkerFrozen).collect();
     let seed = 4;
-    let outcome = Campaign::begin(seed).await.run(&quick, Duration::from_secs(40)).await;
+    let outcome = Campaign::begin(seed).await.run(&most, Duration::from_secs(60)).await;
     assert!(outcome.holds(), "{}", outcome.report(seed));
 }
 

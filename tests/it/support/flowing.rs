@@ -242,9 +242,7 @@ impl Flowing {
         let ids: Vec<Uuid> = world.broker.confirmed().iter().map(|confirmed| confirmed.id.0).collect();
         let ended = async || {
             // Nothing waits for its time; leases are left alone.
-            let sql = "update leads set next_attempt_at = now() \
-                       where state = 'pending' and lease is null and next_attempt_at > now()";
-            world.execute(sql).await;
+            world.hurry().await;
             let sql = "select count(*) from leads where id = any($1) and state in ('delivered', 'duplicate')";
             let ended: i64 = sqlx::query_scalar(sql).bind(&ids).fetch_one(&world.database.pool).await.unwrap();
             usize::try_from(ended).unwrap() == ids.len()

@@ -179,6 +179,18 @@ impl World {
         sqlx::query(sql).bind(by.as_secs_f64()).execute(&self.database.pool).await.unwrap();
     }
 
+    /// Lets no lead wait for its time. Leases are left alone.
+    pub async fn hurry(&self) {
+        let sql = "update leads set next_attempt_at = now() \
+                   where state = 'pending' and lease is null and next_attempt_at > now()";
+        self.execute(sql).await;
+    }
+
+    /// Lets all leases run out.
+    pub async fn expire_leases(&self) {
+        self.execute("update leads set next_attempt_at = now() where lease is not null").await;
+    }
+
     /// In how long the lead is due.
     pub async fn due_in(&self, id: LeadId) -> Duration {
         let seconds: f64 =
@@ -313,9 +325,7 @@ impl World {
     pub async fn until_all_delivered(&self, ids: &[LeadId]) {
         let ids: Vec<Uuid> = ids.iter().map(|id| id.0).collect();
         self.until("all leads are delivered", async || {
-            let sql = "update leads set next_attempt_at = now() \
-                       where state = 'pending' and lease is null and next_attempt_at > now()";
-            sqlx::query(sql).execute(&self.database.pool).await.unwrap();
+            self.hurry().await;
             let sql = "select count(*) from leads where id = any($1) and state = 'delivered'";
             let delivered: i64 = sqlx::query_scalar(sql).bind(&ids).fetch_one(&self.database.pool).await.unwrap();
             usize::try_from(delivered).unwrap() == ids.len()

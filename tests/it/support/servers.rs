@@ -47,12 +47,12 @@ pub struct Server {
 impl Servers {
     /// A RabbitMQ.
     pub async fn rabbitmq() -> Self {
-        Self::of(&RABBITMQ, async || vec![blocking(|| Server::up("rabbitmq", None)).await]).await
+        Self::of(&RABBITMQ, async || vec![blocking(|| Server::up("rabbitmq", &Place::Alone)).await]).await
     }
 
     /// A Postgres.
     pub async fn postgres() -> Self {
-        Self::of(&POSTGRES, async || vec![blocking(|| Server::up("postgres", None)).await]).await
+        Self::of(&POSTGRES, async || vec![blocking(|| Server::up("postgres", &Place::Alone)).await]).await
     }
 
     /// A RabbitMQ and a Postgres. Who needs both asks here: of two tests that have one each and wait for the other, none would go on.
@@ -65,10 +65,10 @@ impl Servers {
     /// A cluster of three nodes of RabbitMQ.
     pub async fn cluster() -> Self {
         let start = async || {
-            let first = blocking(|| Server::up("rabbitmq", None)).await;
+            let first = blocking(|| Server::up("rabbitmq", &Place::First)).await;
             let joins = (1..NODES).map(|_| {
-                let state = first.state.clone();
-                tokio::spawn(blocking(move || Server::up("rabbitmq", Some(&state))))
+                let beside = Place::Beside(first.state.clone());
+                tokio::spawn(blocking(move || Server::up("rabbitmq", &beside)))
             });
             let mut nodes = vec![];
             for join in joins.collect::<Vec<_>>() {
@@ -109,8 +109,16 @@ impl Drop for Servers {
     }
 }
 
+/// Which server of a cluster.
+enum Place {
+    Alone,
+    First,
+    /// Joins the one whose state is there.
+    Beside(PathBuf),
+}
+
 impl Server {
-    fn up(name: &'static str, join: Option<&Path>) -> Self {
+    fn up(name: &'static str, place: &Place) -> Self {
         let folder = tempfile::Builder::new().prefix("server-").tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let state = folder.keep();
         let (reader, writer) = std::io::pipe().unwrap();
@@ -126,9 +134,15 @@ impl Server {
                 .spawn()
                 .unwrap(),
         );
-        let environment = join.map(|state| ("LEADPOST_SERVICES_JOIN", state));
-        services(&state, &["up", name], environment).unwrap();
-        let lines = services(&state, &["env", name], None).unwrap();
+        // Nodes in containers would not find each other.
+        let private = ("LEADPOST_SERVICES_DOCKER", Path::new("no"));
+        let environment = match place {
+            Place::Alone => vec![],
+            Place::First => vec![private],
+            Place::Beside(first) => vec![private, ("LEADPOST_SERVICES_JOIN", first)],
+        };
+        services(&state, &["up", name], &environment).unwrap();
+        let lines = services(&state, &["env", name], &[]).unwrap();
         let value = |name: &str| {
             let line = lines.lines().find_map(|line| line.strip_prefix(&format!("export {name}='")));
             line.unwrap_or_default().trim_end_matches('\'').to_owned()
@@ -210,7 +224,7 @@ impl Server {
         // Noted before as well: a test that fails meanwhile leaves nobody knows what.
         becomes.iter().filter(|(_, to)| *to).for_each(|(flag, to)| flag.store(*to, Ordering::Release));
         let (state, name) = (self.state.clone(), self.name);
-        blocking(move || services(&state, &[command, name], None)).await.unwrap();
+        blocking(move || services(&state, &[command, name], &[])).await.unwrap();
         becomes.iter().for_each(|(flag, to)| flag.store(*to, Ordering::Release));
     }
 
@@ -219,10 +233,10 @@ impl Server {
         let take = |flag: &AtomicBool| flag.swap(false, Ordering::AcqRel);
         let mut healed = Ok(String::new());
         if take(&self.is_frozen) {
-            healed = healed.and_then(|_| services(&self.state, &["resume", self.name], None));
+            healed = healed.and_then(|_| services(&self.state, &["resume", self.name], &[]));
         }
         if take(&self.is_down) {
-            healed = healed.and_then(|_| services(&self.state, &["start", self.name], None));
+            healed = healed.and_then(|_| services(&self.state, &["start", self.name], &[]));
         }
         if take(&self.is_alarmed) {
             let mut command = Command::new(&self.ctl);
@@ -240,8 +254,8 @@ impl Server {
 
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/services");
 
-fn services(state: &Path, arguments: &[&str], environment: Option<(&str, &Path)>) -> Result<String, String> {
-    output(Command::new(SCRIPT).args(arguments).env("LEADPOST_SERVICES_STATE", state).envs(environment))
+fn services(state: &Path, arguments: &[&str], environment: &[(&str, &Path)]) -> Result<String, String> {
+    output(Command::new(SCRIPT).args(arguments).env("LEADPOST_SERVICES_STATE", state).envs(environment.iter().copied()))
 }
 
 /// Runs this to its end.
