@@ -6,6 +6,8 @@
 //! - One line for each lead that is settled; its id is `lead.id` everywhere.
 //! - `warn`: we recover by ourselves. `error`: somebody must act.
 
+use std::io::Write as _;
+
 use tracing_subscriber::EnvFilter;
 
 use crate::config::{Log, LogFormat};
@@ -33,9 +35,12 @@ pub fn init(log: &Log) -> Result<(), String> {
         LogFormat::Text => builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).try_init(),
         LogFormat::Json => builder.json().flatten_event(true).with_current_span(false).with_span_list(false).try_init(),
     };
-    started.map_err(|error| error.to_string())?;
+    started.map_err(|error| error.to_string())
+}
+
+/// Lets no panic say what it should not.
+pub fn hush_panics() {
     std::panic::set_hook(Box::new(say_panic));
-    Ok(())
 }
 
 /// A panic's own words may quote what it stumbled over, such as a name that was cut in the middle of a character. Only those that stand
@@ -43,5 +48,9 @@ pub fn init(log: &Log) -> Result<(), String> {
 fn say_panic(panic: &std::panic::PanicHookInfo<'_>) {
     let at = panic.location().map(ToString::to_string).unwrap_or_default();
     let words = panic.payload().downcast_ref::<&'static str>().copied().unwrap_or("(left out, as it may quote a lead)");
-    tracing::error!(panic.location = at, panic.message = words, "panicked; this is a bug");
+    if tracing::dispatcher::has_been_set() {
+        tracing::error!(panic.location = at, panic.message = words, "panicked; this is a bug");
+    } else {
+        drop(writeln!(std::io::stderr(), "error: panicked at {at}; this is a bug: {words}"));
+    }
 }

@@ -9,6 +9,9 @@ use lapin::types::FieldTable;
 use lapin::uri::AMQPUri;
 use lapin::{Channel, Connection, ConnectionProperties};
 
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
 use crate::config;
 use crate::reason::chain;
 
@@ -72,6 +75,24 @@ impl Address {
     pub(super) async fn connect(&self, name: &str) -> Result<Connection, BrokerError> {
         let properties = ConnectionProperties::default().with_connection_name(name.into());
         within(self.timeout, "connect", Connection::connect_uri(self.uri.clone(), properties)).await
+    }
+
+    /// Looks whether anybody speaks there at all. lapin's thread and socket stay for as long as a peer says nothing, with each try some
+    /// more; so one that said nothing before is asked by ourselves first.
+    pub(super) async fn knock(&self) -> Result<(), BrokerError> {
+        let knocking = async {
+            let mut stream =
+                TcpStream::connect((self.uri.authority.host.trim_matches(['[', ']']), self.uri.authority.port)).await?;
+            // The header of the protocol. Whatever comes back, an answer, a TLS alert or an end, is for lapin to deal with.
+            stream.write_all(b"AMQP\0\0\x09\x01").await?;
+            drop(stream.read(&mut [0]).await);
+            Ok::<(), std::io::Error>(())
+        };
+        match tokio::time::timeout(self.timeout, knocking).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(BrokerError::Failed { doing: "connect", text: chain(&error) }),
+            Err(_) => Err(BrokerError::Timeout { doing: "connect", waited: self.timeout }),
+        }
     }
 
     pub(super) async fn channel(&self, connection: &Connection) -> Result<Channel, BrokerError> {

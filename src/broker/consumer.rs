@@ -48,6 +48,8 @@ pub(super) struct Supervisor {
     pub(super) link: watch::Sender<Link>,
     pub(super) generation: Arc<AtomicU64>,
     pub(super) session: Session,
+    /// Whether the last try ended because the broker said nothing.
+    pub(super) was_silent: bool,
 }
 
 /// What a connection has come to so far.
@@ -111,6 +113,7 @@ pub(super) async fn supervise(mut supervisor: Supervisor) {
                 supervisor.set_link(Link::Idle);
             }
             Err(error) => {
+                supervisor.was_silent = matches!(error, BrokerError::Timeout { .. });
                 if since.elapsed() > RECONNECT.max {
                     failures = 0;
                 }
@@ -158,6 +161,9 @@ impl Supervisor {
 
     /// One connection, from its start to its end.
     async fn session(&mut self) -> Result<Ended, BrokerError> {
+        if self.was_silent {
+            self.address.knock().await?;
+        }
         let connection = self.address.connect(&self.name).await?;
         let ended = self.on_connection(&connection).await;
         close(&connection).await;

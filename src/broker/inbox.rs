@@ -130,6 +130,7 @@ impl Inbox {
             link: link_sender,
             generation: Arc::clone(&generation),
             session: Session::default(),
+            was_silent: false,
         }));
         Ok(Self { messages, receipts, wish, link, generation, supervisor })
     }

@@ -30,6 +30,7 @@ use crate::broker::{BrokerError, PublishError};
 use crate::config::{ConfigError, Settings, Source, need_postgres_url};
 use crate::ledger::{Ledger, LedgerError};
 use crate::lifecycle::Shutdown;
+use crate::telemetry;
 use crate::worker::StartError;
 use output::{Output, OutputError, ago, print, print_bytes, print_json, say};
 
@@ -118,6 +119,7 @@ fn key_value(text: &str) -> Result<(String, String), String> {
 
 /// Runs the program.
 pub fn main() -> ExitCode {
+    telemetry::hush_panics();
     let matches = Cli::command().get_matches();
     let cli = match Cli::from_arg_matches(&matches) {
         Ok(cli) => cli,

@@ -20,7 +20,7 @@ pub fn shown(settings: &Settings) -> Value {
     for url in ["auth/token_url", "auth/revoke_url", "auth/logout_url", "request/url", "request/proxy", "reconcile/url"]
     {
         if let Some(value) = shown.pointer_mut(&format!("/destination/{url}")) {
-            *value = value.as_str().map(|url| without_user(&without_query_values(url))).unwrap_or_default().into();
+            *value = value.as_str().map(|url| without_query_values(&without_user(url))).unwrap_or_default().into();
         }
     }
     // What does not count for this way of logging in would only mislead.
@@ -42,14 +42,13 @@ fn without_query_values(url: &str) -> String {
     format!("{url}?{}", pairs.collect::<Vec<_>>().join("&"))
 }
 
-/// A URL without user and password; as text, as it is perhaps not one.
+/// A URL without user and password; as text, as it is perhaps not one, and a password may hold what ends a host's name.
 fn without_user(url: &str) -> String {
-    let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
-    let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
-    match authority.rsplit_once('@') {
-        Some((_, host)) if scheme.is_empty() => format!("***@{host}{path}"),
-        Some((_, host)) => format!("{scheme}://***@{host}{path}"),
-        None => url.to_owned(),
+    let (scheme, rest) = url.split_once("://").map_or((None, url), |(scheme, rest)| (Some(scheme), rest));
+    match (scheme, rest.rsplit_once('@')) {
+        (Some(scheme), Some((_, host))) => format!("{scheme}://***@{host}"),
+        (None, Some((_, host))) => format!("***@{host}"),
+        (_, None) => url.to_owned(),
     }
 }
 

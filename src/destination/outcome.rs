@@ -266,8 +266,13 @@ const PLAIN_TO_TLS: [&str; 3] = [
     "sent an HTTP request to an HTTPS server",
 ];
 
+/// Such an answer is short and no JSON, which might repeat a lead.
 fn is_plain_to_tls(answer: &Answer) -> bool {
-    PLAIN_TO_TLS.iter().any(|said| memchr::memmem::find(&answer.body, said.as_bytes()).is_some())
+    const LONGEST: usize = 2_000;
+    let is_json = || serde_json::from_slice::<IgnoredAny>(&answer.body).is_ok();
+    answer.body.len() < LONGEST
+        && !is_json()
+        && PLAIN_TO_TLS.iter().any(|said| memchr::memmem::find(&answer.body, said.as_bytes()).is_some())
 }
 
 pub(super) fn page(status: u16) -> Reason {

@@ -8,6 +8,8 @@ pub(super) struct Known {
     pub(super) same_body: bool,
     /// It has this batch's lease.
     pub(super) ours: bool,
+    /// It has an attempt under this batch's lease: this is a try that was given up and comes late, after another has done it all.
+    pub(super) done_by_us: bool,
     pub(super) elsewhere: bool,
     pub(super) attempts: u32,
     pub(super) replays: i32,
@@ -39,6 +41,9 @@ pub(super) fn decide(known: &Known, arrival: &Arrival, given: bool) -> Decision 
     }
     if known.ours && known.same_body && !given {
         return Decision::AlreadyLeased;
+    }
+    if known.done_by_us && known.same_body && !given {
+        return Decision::Repeat;
     }
     // A redelivery of the very message that ended this way, or of one that it replaced, must not start it again.
     let is_old_news = arrival.redelivered && !arrival.replay && (known.same_body || known.had_this_body);
@@ -75,7 +80,16 @@ mod tests {
     use crate::lead::LeadId;
 
     fn known(state: LeadState, same_body: bool, ours: bool) -> Known {
-        Known { state, same_body, ours, elsewhere: false, attempts: 0, replays: 0, had_this_body: false }
+        Known {
+            state,
+            same_body,
+            ours,
+            done_by_us: false,
+            elsewhere: false,
+            attempts: 0,
+            replays: 0,
+            had_this_body: false,
+        }
     }
 
     fn arrival(redelivered: bool, replay: bool) -> Arrival {
@@ -97,6 +111,20 @@ mod tests {
         assert_eq!(decide(&pending(true), &arrival, true), Decision::Repeat);
         assert_eq!(decide(&pending(false), &arrival, true), Decision::Conflict);
         assert_eq!(decide(&pending(false), &arrival, false), Decision::Conflict);
+    }
+
+    #[test]
+    fn a_try_that_comes_late_does_not_start_again_what_another_try_has_ended() {
+        for state in LeadState::ALL {
+            let known = Known { done_by_us: true, ..known(state, true, false) };
+            assert_eq!(decide(&known, &arrival(false, false), false), Decision::Repeat, "{state}");
+        }
+        let second = decide(
+            &Known { done_by_us: true, ..known(LeadState::Rejected, true, false) },
+            &arrival(false, false),
+            true,
+        );
+        assert_eq!(second, Decision::Replay, "another message of the same batch");
     }
 
     #[test]

@@ -19,6 +19,9 @@ const MAX_TRIES: u32 = 10;
 /// taken over.
 const READ_ONLY: &str = "25006";
 
+/// How long a pool that was replaced is waited for.
+const FAREWELL: Duration = Duration::from_secs(60);
+
 /// After so many timeouts in a row of waiting for a connection, while Postgres answers, the pool is replaced.
 const TIMEOUTS_UNTIL_REPLACED: u32 = 2;
 
@@ -102,7 +105,7 @@ impl Pool {
             let current = self.lock();
             (current.pool.clone(), current.generation)
         };
-        let task = tokio::spawn(async move {
+        let mut task = tokio::spawn(async move {
             let mut tries = 1;
             loop {
                 match work(pool.clone()).await {
@@ -114,7 +117,7 @@ impl Pool {
                 }
             }
         });
-        match tokio::time::timeout(patience, task).await {
+        match tokio::time::timeout(patience, &mut task).await {
             Ok(done) => {
                 let result = join(done);
                 if let Err(error) = &result
@@ -132,8 +135,10 @@ impl Pool {
                 result.map_err(|error| LedgerError::database(doing, error))
             }
             Err(_) => {
-                // The task goes on by itself: cancelling it could leave a transaction open behind our back.
+                // What is tried again must not come through as well when the line does, long after. Nobody takes another connection from that
+                // pool, so that a transaction which is left open behind our back there ends with its connection.
                 self.replace(generation, "a statement had no answer");
+                task.abort();
                 Err(LedgerError::NoAnswer { doing, waited: patience })
             }
         }
@@ -154,8 +159,8 @@ impl Pool {
     /// answers, again and again, the pool is at fault.
     async fn timed_out(&self, generation: u64) -> sqlx::Error {
         let options = self.options.clone();
-        match tokio::time::timeout(self.connect_timeout, tokio::spawn(async move { connect(&options).await })).await {
-            Ok(Ok(Ok(()))) => {
+        match tokio::time::timeout(self.connect_timeout, connect(&options)).await {
+            Ok(Ok(())) => {
                 let timeouts = {
                     let mut current = self.lock();
                     current.timeouts += 1;
@@ -166,8 +171,8 @@ impl Pool {
                 }
                 sqlx::Error::PoolTimedOut
             }
-            Ok(Ok(Err(error))) => error,
-            Ok(Err(_)) | Err(_) => sqlx::Error::PoolTimedOut,
+            Ok(Err(error)) => error,
+            Err(_) => sqlx::Error::PoolTimedOut,
         }
     }
 
@@ -175,9 +180,12 @@ impl Pool {
         let mut current = self.lock();
         if current.generation == generation {
             tracing::warn!(why, "replacing the pool of connections to Postgres");
-            current.pool = build(&self.options, self.connections, self.connect_timeout);
+            let former =
+                std::mem::replace(&mut current.pool, build(&self.options, self.connections, self.connect_timeout));
             current.generation += 1;
             current.timeouts = 0;
+            // At once it hands out no connection any more; those at work end with their work, or never.
+            tokio::spawn(async move { drop(tokio::time::timeout(FAREWELL, former.close()).await) });
         }
     }
 }

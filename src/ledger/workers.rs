@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde::Serialize;
 use sqlx::Row as _;
 use time::OffsetDateTime;
+use uuid::Uuid;
 
 use super::{Ledger, LedgerError, millis};
 
@@ -93,6 +94,49 @@ impl Ledger {
                         workers: u32::try_from(workers).unwrap_or(u32::MAX),
                         hold: hold_s.and_then(|hold_s| Duration::try_from_secs_f64(hold_s).ok()),
                     })
+                }
+            })
+            .await
+    }
+
+    /// Proves that leads can be accepted and settled, by doing both to one that is not there and undoing it: where only some of the
+    /// tables can be written, messages that are consumed could only be given back, until their queue drops them.
+    ///
+    /// # Errors
+    /// What keeps leads from being accepted or settled.
+    pub async fn rehearse(&self) -> Result<(), LedgerError> {
+        let ledger = self.clone();
+        self.pool
+            .run("rehearse accepting and settling", move |pool| {
+                let ledger = ledger.clone();
+                async move {
+                    let mut transaction = pool.begin().await?;
+                    let id = Uuid::new_v4();
+                    sqlx::query(
+                        "insert into leads (id, destination, state, body, queue, next_attempt_at) \
+                         values ($1, $2, 'pending', '', $3, now())",
+                    )
+                    .bind(id)
+                    .bind(&*ledger.destination)
+                    .bind(&*ledger.queue)
+                    .execute(&mut *transaction)
+                    .await?;
+                    sqlx::query(
+                        "insert into attempts (lead_id, number, lease, worker, started_at, duration_ms, outcome, charged, http_status) \
+                         values ($1, 1, $1, $2, now(), 0, 'delivered', true, 200)",
+                    )
+                    .bind(id)
+                    .bind(&*ledger.worker)
+                    .execute(&mut *transaction)
+                    .await?;
+                    sqlx::query(
+                        "update leads set state = 'delivered', next_attempt_at = null, finished_at = now(), attempts = 1, charged = 1 \
+                         where id = $1",
+                    )
+                    .bind(id)
+                    .execute(&mut *transaction)
+                    .await?;
+                    transaction.rollback().await
                 }
             })
             .await

@@ -100,7 +100,9 @@ impl Accept {
                 }
                 Err(error) => error,
             };
-            let is_splittable = (error.is_about_data() || error.is_about_size()) && arrivals.len() > 1;
+            // Each half may take a statement's whole time; when all of it is slow, there would be no end to it.
+            let is_too_much = error.is_about_size() && since.elapsed() < HOLD;
+            let is_splittable = (error.is_about_data() || is_too_much) && arrivals.len() > 1;
             let is_locked = error.is_about_locks();
             if unknown && lease.is_some() && (is_splittable || is_locked) {
                 // Another try may still be committed under this token; what follows needs one of its own.
@@ -110,6 +112,7 @@ impl Accept {
             }
             if is_splittable {
                 // Something in it cannot be stored, or not so much at once: halves, until the culprit stands alone.
+                self.health.turned();
                 let (left, right) = arrivals.split_at(arrivals.len() / 2);
                 let mut fates = Box::pin(self.commit(left.into(), lease, since, accepted)).await;
                 fates.extend(Box::pin(self.commit(right.into(), lease, since, accepted)).await);

@@ -189,6 +189,22 @@ impl Request<'_> {
     }
 }
 
+/// A request that is counted as under way for as long as this lives, whatever becomes of it.
+struct UnderWay<'a>(&'a Metrics);
+
+impl<'a> UnderWay<'a> {
+    fn begin(metrics: &'a Metrics) -> Self {
+        metrics.posting.inc();
+        Self(metrics)
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.0.posting.dec();
+    }
+}
+
 /// One lead's attempts under one lease.
 struct Trip<'a> {
     dispatch: &'a Dispatch,
@@ -253,7 +269,7 @@ impl Trip<'_> {
             let token = self.token().await?;
             fault::at(Point::Authorized);
             let started_at = Instant::now();
-            self.dispatch.metrics.posting.inc();
+            let under_way = UnderWay::begin(&self.dispatch.metrics);
             let (outcome, exchange) = match request {
                 Request::Post(body) => {
                     fault::at(Point::Posting);
@@ -266,7 +282,7 @@ impl Trip<'_> {
                 Request::Post(_) => Point::Answered,
                 Request::Query(_) => Point::Queried,
             });
-            self.dispatch.metrics.posting.dec();
+            drop(under_way);
             let outcome = match outcome {
                 Outcome::Unauthorized(reason) if tokens.is_fixed() => {
                     Outcome::Systemic(reason.preceded_by(&format!("the credentials are refused ({})", tokens.hint())))

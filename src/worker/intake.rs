@@ -175,7 +175,11 @@ impl Intake {
         loop {
             let status = serde_json::to_value(self.flow.status(Instant::now())).unwrap_or_default();
             let asked_at = Instant::now();
-            match self.ledger.heartbeat(status, None).await {
+            let proven = match self.ledger.rehearse().await {
+                Ok(()) => self.ledger.heartbeat(status, None).await,
+                Err(error) => Err(error),
+            };
+            match proven {
                 Ok(beat) => {
                     self.health.ledger_is_up();
                     // A hold outlives the worker that was told.

@@ -90,7 +90,9 @@ impl Settler {
                     self.health.ledger_is_up();
                     return settled;
                 }
-                Err(error) if error.is_about_data() => return self.split(&settlements, &error).await,
+                Err(error) if error.is_about_data() || error.is_about_size() && settlements.len() > 1 => {
+                    return self.split(&settlements, &error).await;
+                }
                 Err(error) => {
                     tries += 1;
                     if error.is_about_locks() {
