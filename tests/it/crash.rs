@@ -9,6 +9,7 @@ use leadpost::lead::LeadId;
 use leadpost::ledger::LeadState;
 use leadpost::sandbox::Fault;
 
+use crate::support::books::Audit;
 use crate::support::{Message, Process, World};
 
 /// The leads of a scene; the last two are no leads.
@@ -47,7 +48,7 @@ async fn publish(world: &World) {
 }
 
 /// A healthy worker brings everything to an end, and the records agree.
-async fn recovers(world: &World, what: &str) {
+async fn recovers(world: &World, what: &str) -> Audit {
     expire(world).await;
     let worker = world.worker(&["--concurrency", &SLOTS.to_string()]).await;
     let after = world.publish("after").await;
@@ -60,6 +61,7 @@ async fn recovers(world: &World, what: &str) {
     // What is posted a second time is a duplicate at this API.
     assert_eq!(of("delivered") + of("duplicate") + of("invalid"), audit.published as u64, "{what}: {audit:#?}");
     assert!(of("duplicate") <= audit.uncertain as u64, "{what}: {audit:#?}");
+    audit
 }
 
 /// Waits until each lead that was confirmed, all of them different, has come to an end; nothing waits for its time, and leases are left alone.
@@ -74,18 +76,21 @@ async fn until_ended(world: &World, what: &str) {
         .await;
 }
 
-/// Dies at this point with leads in every stage before it, recovers, and comes back with how many posts there were.
-async fn crash_at(point: Point, nth: u32) -> usize {
+/// Dies at this point with leads in every stage before it, and recovers. Each lead that it held is in doubt, and no other. Comes back
+/// with how many posts there were when it was dead, and how many of them were made again.
+async fn crash_at(point: Point, nth: u32) -> (usize, usize) {
     let world = World::new().await;
     slow(&world);
     publish(&world).await;
     let worker = doomed(&world, point, nth).await;
     until_dead(worker, point).await;
     let posts = world.sandbox.journal().posts().len();
+    let held = world.number("select count(*) from leads where lease is not null").await;
     let audit = world.audit().await;
     assert!(audit.doubles.is_empty() && audit.wrong.is_empty(), "{point:?}, while it is dead: {audit:#?}");
-    recovers(&world, &format!("{point:?}")).await;
-    posts
+    let audit = recovers(&world, &format!("{point:?}")).await;
+    assert_eq!(audit.uncertain, usize::try_from(held).unwrap(), "{point:?}: {audit:#?}");
+    (posts, audit.again)
 }
 
 /// An API at which a post is under way for longer than it takes to die in the middle of it.
@@ -96,11 +101,12 @@ fn slow(world: &World) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_crash_before_a_post_leaves_nothing_to_be_posted_twice() {
     for point in [Point::Received, Point::Accepting, Point::Accepted] {
-        assert_eq!(crash_at(point, 1).await, 0, "{point:?}");
+        assert_eq!(crash_at(point, 1).await, (0, 0), "{point:?}");
     }
     // The others in hand may get further before the process is gone.
     for point in [Point::Authorized, Point::Posting] {
-        assert!(crash_at(point, 1).await < SLOTS, "{point:?}");
+        let (posts, again) = crash_at(point, 1).await;
+        assert!(posts < SLOTS && again <= posts, "{point:?}: {posts}, {again}");
     }
 }
 
@@ -112,15 +118,15 @@ async fn a_crash_after_the_ack_loses_nothing_that_was_acknowledged() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_crash_around_a_post_leaves_a_doubt_for_each_post_under_way_and_no_other() {
+async fn a_crash_around_a_post_leaves_a_doubt_for_each_lead_in_hand_and_no_other() {
     for point in [Point::Posted, Point::Answered, Point::Settling, Point::Settled] {
-        let posts = crash_at(point, 1).await;
-        assert!((1..=2 * SLOTS).contains(&posts), "{point:?}: {posts}");
+        let (posts, again) = crash_at(point, 1).await;
+        assert!((1..=2 * SLOTS).contains(&posts) && again <= posts, "{point:?}: {posts}, {again}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_crash_in_the_midst_of_the_flow_leaves_a_doubt_for_each_post_under_way_and_no_other() {
+async fn a_crash_in_the_midst_of_the_flow_leaves_a_doubt_for_each_lead_in_hand_and_no_other() {
     for (point, nth) in [(Point::Posting, 3), (Point::Answered, 5), (Point::Settling, 2), (Point::Accepting, 2)] {
         crash_at(point, nth).await;
     }

@@ -6,7 +6,7 @@ use clap::ValueEnum as _;
 use leadpost::fault::Point;
 use leadpost::sandbox as api;
 
-use super::{Campaign, LEASE};
+use super::{Campaign, LEASE, refuse_some};
 use crate::support::proxy::{Direction, Fault as Harm, Proxy};
 
 const TERMINATE: &str =
@@ -150,7 +150,7 @@ impl Fault {
         };
         match self {
             Self::WorkerKilled => "worker: killed (SIGKILL)".to_owned(),
-            Self::WorkerCrashed => "worker: dies at a named point".to_owned(),
+            Self::WorkerCrashed => "worker: dies at a named point, or near it".to_owned(),
             Self::WorkerFrozen => "worker: frozen past its lease (SIGSTOP)".to_owned(),
             Self::WorkerStopped => "worker: stopped (SIGTERM)".to_owned(),
             Self::WorkerAcksBadly => "worker: acknowledges what it never got".to_owned(),
@@ -370,18 +370,45 @@ impl Campaign {
         self.world.sandbox.faults().rate(share, fault).unwrap();
         tokio::time::sleep(lasts).await;
         self.world.sandbox.faults().clear();
+        refuse_some(&self.world);
     }
 
-    /// One more worker, which dies at a point of its way; if it does not come by, it is killed.
+    /// One more worker, which dies at a point of its way; if it does not come by in time, it is killed.
     async fn crash(&self) {
-        let point = self.pick(Point::value_variants());
+        let point = self.pick(&ON_THE_WAY);
         let name = point.to_possible_value().unwrap().get_name().to_owned();
-        self.start_worker(&format!("crash_at={name}:{}", self.draw(1..20))).await;
+        let is_at_stop = matches!(point, Point::Stopping | Point::Parked | Point::Drained);
+        self.start_worker(&format!("crash_at={name}:{}", if is_at_stop { 1 } else { self.draw(1..20) })).await;
         let mut worker = self.workers.lock().await.pop().unwrap();
         let patience = Duration::from_millis(self.draw(2_000..6_000));
+        if is_at_stop {
+            tokio::time::sleep(patience / 4).await;
+            worker.signal("TERM");
+        }
         if tokio::time::timeout(patience, worker.ended()).await.is_err() {
             worker.signal("KILL");
             worker.ended().await;
         }
     }
 }
+
+/// The points that a worker comes by when nothing else happens.
+const ON_THE_WAY: [Point; 17] = [
+    Point::Received,
+    Point::Accepting,
+    Point::Accepted,
+    Point::Acknowledged,
+    Point::Claiming,
+    Point::Claimed,
+    Point::Authorized,
+    Point::Posting,
+    Point::Posted,
+    Point::Answered,
+    Point::Settling,
+    Point::Settled,
+    Point::Expiring,
+    Point::Expired,
+    Point::Stopping,
+    Point::Parked,
+    Point::Drained,
+];

@@ -7,16 +7,18 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::ops::Range;
 use std::sync::Mutex as StdMutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use leadpost::lead::LeadId;
+use leadpost::sandbox as api;
 use sqlx::{Connection as _, PgConnection};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
 use crate::support::books::Audit;
-use crate::support::flowing::Producer;
+use crate::support::flowing::{Producer, REFUSED};
 use crate::support::proxy::Proxy;
 use crate::support::servers::Servers;
 use crate::support::{Process, World};
@@ -88,6 +90,7 @@ impl Campaign {
         world.sandbox.tune(|tuning| tuning.latency = LATENCY);
         // Tokens are asked for all the time.
         world.sandbox.set_token_lifetime(Duration::from_secs(2));
+        refuse_some(&world);
         let lines = [
             world.proxy_rabbitmq(seed).await,
             world.proxy_postgres(seed).await,
@@ -174,39 +177,43 @@ impl Campaign {
     }
 
     /// Waits until the API takes a lead that is published from now on.
-    async fn until_flowing(&self, producer: &Producer) -> Result<Duration, Duration> {
-        let (since, skip) = (Instant::now(), producer.confirmed());
+    async fn until_flowing(&self, producer: &Producer) {
+        let skip = producer.confirmed();
         let is_taken =
             |id: LeadId| self.world.sandbox.journal().posts_for(id.0).iter().any(|post| post.effect.processed());
-        let flowing = async {
-            while !self.world.broker.confirmed()[skip..].iter().any(|message| is_taken(message.id)) {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-        };
-        timeout(FLOWS_WITHIN, flowing).await.map(|()| since.elapsed()).map_err(|_| since.elapsed())
+        while !self.world.broker.confirmed()[skip..].iter().any(|message| is_taken(message.id)) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     }
 
-    /// Waits until the first so many messages that were confirmed have come to an end.
-    async fn until_ended(&self, messages: usize, ended: &mut usize) -> Result<Duration, Duration> {
-        let since = Instant::now();
-        while *ended < messages {
-            if since.elapsed() > ENDED_WITHIN {
-                return Err(since.elapsed());
+    /// Waits until the messages from the first to the second of these have come to an end; says how far it is.
+    async fn until_ended(&self, ended: &AtomicUsize, messages: usize) {
+        loop {
+            let from = ended.load(Ordering::Relaxed);
+            if from >= messages {
+                return;
             }
-            let next: Vec<Uuid> = self.world.broker.confirmed()[*ended..messages]
-                .iter()
-                .take(1_000)
-                .map(|message| message.id.0)
-                .collect();
+            let next: Vec<Uuid> =
+                self.world.broker.confirmed()[from..messages].iter().take(1_000).map(|message| message.id.0).collect();
             let sql = "select count(*) from unnest($1::uuid[]) as t (id) join leads l on l.id = t.id where l.state <> 'pending'";
             let there = sqlx::query_scalar::<_, i64>(sql).bind(&next).fetch_one(&self.world.database.pool);
             // The pool may hold connections that broke.
             match timeout(Duration::from_secs(2), there).await {
-                Ok(Ok(there)) if usize::try_from(there).unwrap() == next.len() => *ended += next.len(),
+                Ok(Ok(there)) if usize::try_from(there).unwrap() == next.len() => {
+                    ended.fetch_add(next.len(), Ordering::Relaxed);
+                }
                 _ => tokio::time::sleep(Duration::from_millis(20)).await,
             }
         }
-        Ok(since.elapsed())
+    }
+
+    /// How long this takes; what takes too long is complained of.
+    async fn within(&self, bound: Duration, what: String, waiting: impl Future<Output = ()>) -> Duration {
+        let since = Instant::now();
+        if timeout(bound, waiting).await.is_err() {
+            self.complain(format!("{what}: not within {bound:?}"));
+        }
+        since.elapsed()
     }
 
     /// One or two faults that do not strike at the same side.
@@ -230,7 +237,7 @@ impl Campaign {
     /// Lets faults strike for so long, each drawn from these, and comes back with what they cost.
     async fn run(self, all: &[Fault], lasts: Duration) -> Outcome {
         let producer = Producer::start_mixed(&self.world, &self.world.broker.url, EVERY);
-        let (began, mut ended) = (Instant::now(), 0);
+        let (began, ended) = (Instant::now(), AtomicUsize::new(0));
         let mut costs: BTreeMap<String, Cost> = BTreeMap::new();
         while began.elapsed() < lasts {
             let drawn = self.draw_faults(all);
@@ -242,26 +249,21 @@ impl Campaign {
             say(&format!("{:>5.0} s  {}", began.elapsed().as_secs_f64(), names.join(", and ")));
             futures_util::future::join_all(drawn.iter().map(|fault| self.strike(*fault))).await;
             let by_then = producer.confirmed();
-            let healed = Instant::now();
-            let (flows, all_ended) = (self.until_flowing(&producer).await, self.until_ended(by_then, &mut ended).await);
+            let after = names.join(" and ");
+            let (flows, all_ended) = tokio::join!(
+                self.within(FLOWS_WITHIN, format!("leads flow again after {after}"), self.until_flowing(&producer)),
+                self.within(ENDED_WITHIN, format!("all has ended after {after}"), self.until_ended(&ended, by_then)),
+            );
             let cost = costs.entry(name).or_default();
             cost.times += 1;
-            match flows {
-                Ok(flows) => cost.flows = cost.flows.max(flows),
-                Err(waited) => self.complain(format!("leads did not flow again within {waited:?} after {names:?}")),
-            }
-            match all_ended {
-                Ok(_) => cost.ended = cost.ended.max(healed.elapsed()),
-                Err(waited) => self.complain(format!("leads did not come to an end within {waited:?} after {names:?}")),
-            }
+            cost.flows = cost.flows.max(flows);
+            cost.ended = cost.ended.max(all_ended);
             self.check_workers().await;
             tokio::time::sleep(Duration::from_millis(self.draw(0..500))).await;
         }
         producer.stop().await;
         let all = self.world.broker.confirmed().len();
-        if let Err(waited) = self.until_ended(all, &mut ended).await {
-            self.complain(format!("leads have not come to an end {waited:?} after the last fault"));
-        }
+        self.within(ENDED_WITHIN, "all has ended after the last fault".to_owned(), self.until_ended(&ended, all)).await;
         for worker in std::mem::take(&mut *self.workers.lock().await) {
             self.end_worker(worker).await;
         }
@@ -271,6 +273,11 @@ impl Campaign {
         let audit = world.check_all().await;
         Outcome { lasted: began.elapsed(), audit, costs, wrong: self.wrong.into_inner().unwrap() }
     }
+}
+
+/// The API refuses some of the leads for good.
+fn refuse_some(world: &World) {
+    world.sandbox.faults().rule(REFUSED, None, api::Fault::status(422));
 }
 
 /// What came of a campaign.

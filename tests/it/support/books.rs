@@ -3,7 +3,7 @@
 //! The three records are independent: the first is kept by the tests' own publisher, the second by the sandbox, which shares no code with
 //! the worker, and the third is read as plain SQL.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 
 use leadpost::lead::LeadId;
@@ -44,6 +44,8 @@ pub struct Audit {
     pub doubles: Vec<String>,
     /// Everything else that does not agree.
     pub wrong: Vec<String>,
+    /// Whether leads are posted byte for byte.
+    as_it_came: bool,
 }
 
 impl Audit {
@@ -83,8 +85,16 @@ struct Row {
     body: Vec<u8>,
     conflict_of: Option<Uuid>,
     received: i32,
-    replays: i32,
+    /// How often it was sent on its way again by a message, and by a person.
+    replayed: i64,
+    requeued: i64,
     leased: bool,
+}
+
+impl Row {
+    fn replays(&self) -> usize {
+        usize::try_from(self.replayed + self.requeued).unwrap()
+    }
 }
 
 /// A post as the ledger has it.
@@ -103,7 +113,12 @@ impl World {
         let rows = leads(&self.database.pool).await;
         let attempts = attempts(&self.database.pool).await;
         let posts = self.sandbox.journal().posts();
-        let mut audit = Audit { published: confirmed.len(), posts: posts.len(), ..Audit::default() };
+        let mut audit = Audit {
+            published: confirmed.len(),
+            posts: posts.len(),
+            as_it_came: self.posts_as_it_came(),
+            ..Audit::default()
+        };
         audit.uncertain = attempts.values().flatten().filter(|attempt| attempt.outcome == "uncertain").count();
         for row in &rows {
             *audit.states.entry(row.state.clone()).or_default() += 1;
@@ -117,6 +132,10 @@ impl World {
             }
         }
         audit
+    }
+
+    fn posts_as_it_came(&self) -> bool {
+        self.destination.iter().any(|(name, value)| name.ends_with("__PRESET") && value == "7targets")
     }
 
     /// Everything has come to an end, and all records agree.
@@ -147,13 +166,28 @@ impl Audit {
             by_id.entry(row.conflict_of.unwrap_or(row.id)).or_default().push(row);
         }
         let mut messages: HashMap<Uuid, i32> = HashMap::new();
+        let mut bodies: HashMap<Uuid, HashSet<&[u8]>> = HashMap::new();
         for message in confirmed {
             *messages.entry(message.id.0).or_default() += 1;
+            bodies.entry(message.id.0).or_default().insert(&message.body);
+        }
+        for message in confirmed {
             let named = by_id.get(&message.id.0).map_or(&[][..], Vec::as_slice);
-            match named.iter().filter(|row| row.body == message.body || row.replays > 0).count() {
+            // A message replays a lead with its own body.
+            let has_it = |row: &&&Row| {
+                row.body == message.body || row.replayed > 0 && bodies[&message.id.0].contains(&row.body[..])
+            };
+            match named.iter().filter(has_it).count() {
                 0 => self.lost.push(format!("message {} is not in the ledger", message.id)),
                 1 => {}
                 n => self.wrong.push(format!("message {} is {n} leads", message.id)),
+            }
+        }
+        for row in rows.iter().filter(|row| row.replayed > 0) {
+            let more = messages.get(&row.conflict_of.unwrap_or(row.id)).map_or(0, |n| n - 1);
+            if row.replayed > i64::from(more) {
+                self.doubles
+                    .push(format!("lead {} was replayed by {} of {more} further messages", row.id, row.replayed));
             }
         }
         for (id, n) in messages {
@@ -187,6 +221,12 @@ impl Audit {
                 Some(row) => self.check_lead(*id, row, attempts, posts),
             }
         }
+        for row in rows.iter().filter(|row| row.state == "delivered") {
+            let is_taken = by_lead.get(&row.id).is_some_and(|posts| posts.iter().any(|post| post.effect.processed()));
+            if !is_taken {
+                self.lost.push(format!("lead {} is delivered, and the API never took it", row.id));
+            }
+        }
         for (id, attempts) in attempts {
             let posts = by_lead.get(id).map_or(0, Vec::len);
             // An attempt that broke off may never have reached the API.
@@ -209,16 +249,21 @@ impl Audit {
             self.wrong.push(format!("lead {id}: the attempts do not explain the posts: {}", record()));
         }
         let doubts = attempts.iter().filter(|attempt| attempt.outcome == "uncertain").count();
+        // Every body that was kept is the lead's own, in an API to which it goes as it came.
+        let other = |post: &&Entry| post.body.as_deref().is_some_and(|body| body != row.body);
+        if self.as_it_came && row.replays() == 0 && posts.iter().find(other).is_some() {
+            self.wrong.push(format!("lead {id}: another body was posted under its key"));
+        }
         let taken = posts.iter().filter(|post| post.effect.processed()).count();
-        if taken > 1 + doubts + row.replays.unsigned_abs() as usize {
+        if taken > 1 + doubts + row.replays() {
             self.doubles.push(format!("lead {id}: processed {taken} times: {}", record()));
         }
         let ends = attempts.iter().filter(|attempt| FINAL.contains(&attempt.outcome.as_str())).count();
-        if ends > 1 + row.replays.unsigned_abs() as usize {
+        if ends > 1 + row.replays() {
             self.doubles.push(format!("lead {id}: posted again after its end: {}", record()));
         }
         let last_end = attempts.iter().rposition(|attempt| FINAL.contains(&attempt.outcome.as_str()));
-        if row.replays == 0 && last_end.is_some_and(|at| at + 1 < attempts.len()) {
+        if row.replays() == 0 && last_end.is_some_and(|at| at + 1 < attempts.len()) {
             self.doubles.push(format!("lead {id}: attempts after its end: {}", record()));
         }
         // A post that the worker gave up may still be in work; one of a worker that died is not.
@@ -249,15 +294,18 @@ fn explains(attempts: &[Attempt], posts: &[Entry]) -> bool {
 }
 
 async fn leads(pool: &PgPool) -> Vec<Row> {
-    let sql = "select id, state, body, conflict_of, received, replays, lease is not null from leads";
+    let sql = "select id, state, body, conflict_of, received, \
+                   (select count(*) from replays r where r.lead_id = l.id and r.kind = 'message'), \
+                   (select count(*) from replays r where r.lead_id = l.id and r.kind = 'requeue'), lease is not null from leads l";
     let of = |row: sqlx::postgres::PgRow| Row {
         id: row.get(0),
         state: row.get(1),
         body: row.get(2),
         conflict_of: row.get(3),
         received: row.get(4),
-        replays: row.get(5),
-        leased: row.get(6),
+        replayed: row.get(5),
+        requeued: row.get(6),
+        leased: row.get(7),
     };
     sqlx::query(sql).fetch_all(pool).await.unwrap().into_iter().map(of).collect()
 }

@@ -19,6 +19,9 @@ use super::{DEADLINE, Process, World};
 /// Between two leads.
 const EVERY: Duration = Duration::from_millis(25);
 
+/// What the names of leads begin with that the API is to refuse.
+pub const REFUSED: &str = "refused";
+
 /// A producer that hears nothing for so long connects again.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -85,10 +88,11 @@ async fn produce(
         if stop.is_cancelled() {
             return;
         }
-        // The one in between comes again.
+        // Of some, the message before comes again: the lead is known, or replayed if it was rejected or invalid.
         if !mixed || at % 25 != 0 {
             let id = LeadId(Uuid::new_v4());
-            let body = World::lead(&format!("p{}", id.0.simple()));
+            let name = if mixed && at % 25 == 24 && at % 2 == 0 { REFUSED } else { "p" };
+            let body = World::lead(&format!("{name}{}", id.0.simple()));
             message = (id, if mixed && at % 40 == 0 { body.replace("email", "e-mail") } else { body });
         }
         let (id, body) = message.clone();
