@@ -327,7 +327,7 @@ async fn nothing_is_lost_while_faults_strike_at_random() {
     // A frozen worker is tests/it/workers.rs'; here it would take half of the time.
     let most: Vec<Fault> = Fault::all().into_iter().filter(|fault| *fault != Fault::WorkerFrozen).collect();
     let seed = 4;
-    let outcome = Campaign::begin(seed).await.run(&most, Duration::from_secs(60)).await;
+    let outcome = Campaign::begin(seed).await.run(&most, Duration::from_secs(40)).await;
     assert!(outcome.holds(), "{}", outcome.report(seed));
 }
 
