@@ -55,12 +55,36 @@ impl Ledger {
             .await
     }
 
-    /// Accepts what was set aside and is not locked any more; it is due then. `check` says what is wrong with the body of a lead. Says how
-    /// many there were.
+    /// The places of up to 100 messages that were set aside, in order, from the first after this one.
+    ///
+    /// # Errors
+    /// That nobody knows.
+    pub async fn aside_after(&self, after: i64) -> Result<Vec<i64>, LedgerError> {
+        let ledger = self.clone();
+        self.pool
+            .run("look for messages that were set aside", move |pool| {
+                let ledger = ledger.clone();
+                async move {
+                    sqlx::query_scalar(
+                        "select seq from aside where destination = $1 and queue = $2 and seq > $3 order by seq limit $4",
+                    )
+                    .bind(&*ledger.destination)
+                    .bind(&*ledger.queue)
+                    .bind(after)
+                    .bind(ABSORBED_AT_ONCE)
+                    .fetch_all(&pool)
+                    .await
+                }
+            })
+            .await
+    }
+
+    /// Accepts those of these messages that are not locked any more; they are due then. `check` says what is wrong with the body of a
+    /// lead. Says how many there were.
     ///
     /// # Errors
     /// That nothing was accepted, or that nobody knows.
-    pub async fn absorb<C>(&self, check: C) -> Result<usize, LedgerError>
+    pub async fn absorb<C>(&self, places: Arc<[i64]>, check: C) -> Result<usize, LedgerError>
     where
         C: Fn(LeadId, &[u8]) -> Vec<Violation> + Send + Sync + 'static,
     {
@@ -68,16 +92,16 @@ impl Ledger {
         let check = Arc::new(check);
         self.pool
             .run("accept messages that were set aside", move |pool| {
-                let (ledger, check) = (ledger.clone(), Arc::clone(&check));
+                let (ledger, check, places) = (ledger.clone(), Arc::clone(&check), Arc::clone(&places));
                 async move {
                     let mut transaction = pool.begin().await?;
                     let rows = sqlx::query(
                         "select seq, lead_id, message_id, body, redelivered, replay from aside \
-                         where destination = $1 and queue = $2 order by seq limit $3 for update skip locked",
+                         where destination = $1 and queue = $2 and seq = any($3) order by seq for update skip locked",
                     )
                     .bind(&*ledger.destination)
                     .bind(&*ledger.queue)
-                    .bind(ABSORBED_AT_ONCE)
+                    .bind(&*places)
                     .fetch_all(&mut *transaction)
                     .await?;
                     if rows.is_empty() {

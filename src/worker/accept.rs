@@ -31,6 +31,8 @@ pub(super) struct Accept {
     pub(super) rules: Arc<LeadRules>,
     pub(super) health: Arc<Health>,
     pub(super) metrics: Arc<Metrics>,
+    /// How far the messages that were set aside have been looked at.
+    pub(super) absorbed_to: i64,
 }
 
 /// A message, read.
@@ -175,15 +177,45 @@ impl Accept {
         }
     }
 
-    /// Accepts what was set aside before, as far as its locks are gone.
-    pub(super) async fn absorb(&self) {
-        let rules = Arc::clone(&self.rules);
-        match self.ledger.absorb(move |id, body| check(&rules, id, body).err().unwrap_or_default()).await {
-            Ok(0) => {}
-            Ok(messages) => tracing::info!(messages, "accepted messages that had been set aside"),
-            Err(error) if error.is_about_locks() => {}
-            Err(error) => tracing::warn!(error = %chain(&error), "could not accept what was set aside"),
+    /// Accepts what was set aside before, as far as its locks are gone: some of it each time, or the first that cannot be accepted would
+    /// stand in the way of all others.
+    pub(super) async fn absorb(&mut self) {
+        let mut places = self.ledger.aside_after(self.absorbed_to).await;
+        if self.absorbed_to > 0 && places.as_ref().is_ok_and(Vec::is_empty) {
+            places = self.ledger.aside_after(0).await;
         }
+        let places: Arc<[i64]> = match places {
+            Ok(places) => places.into(),
+            Err(error) => return tracing::warn!(error = %chain(&error), "could not look for what was set aside"),
+        };
+        self.absorbed_to = places.last().copied().unwrap_or(0);
+        match self.absorb_these(Arc::clone(&places)).await {
+            Err(error) if error.is_about_data() || error.is_about_locks() => {
+                for place in &*places {
+                    // One that is locked has its time; one that cannot be stored needs somebody to look at it.
+                    if let Err(error) = self.absorb_these([*place].into()).await
+                        && !error.is_about_locks()
+                    {
+                        tracing::error!(place, error = %chain(&error), "could not accept a message that was set aside");
+                    }
+                }
+            }
+            Err(error) => tracing::warn!(error = %chain(&error), "could not accept what was set aside"),
+            Ok(()) => {}
+        }
+    }
+
+    async fn absorb_these(&self, places: Arc<[i64]>) -> Result<(), LedgerError> {
+        if places.is_empty() {
+            return Ok(());
+        }
+        let rules = Arc::clone(&self.rules);
+        let messages =
+            self.ledger.absorb(places, move |id, body| check(&rules, id, body).err().unwrap_or_default()).await?;
+        if messages > 0 {
+            tracing::info!(messages, "accepted messages that had been set aside");
+        }
+        Ok(())
     }
 
     /// Decodes and validates a message.

@@ -91,6 +91,7 @@ impl Intake {
             rules,
             health: Arc::clone(health),
             metrics: Arc::clone(metrics),
+            absorbed_to: 0,
         };
         let lease = Duration::from_millis(settings.flow.lease_ms);
         let orphans = Orphans::new(ledger.clone(), Arc::clone(health), lease);

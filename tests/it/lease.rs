@@ -689,3 +689,40 @@ async fn two_workers_of_one_queue_share_the_leads_and_post_each_once() {
     assert_eq!(two.stop().await, Stopped::Cleanly);
     world.finish(one).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_set_aside_for_long_do_not_keep_those_behind_them() {
+    // More than are looked at at a time.
+    const LOCKED: usize = 101;
+    let mut world = World::new().await;
+    world.settings.postgres.lock_timeout_ms = 200;
+    let mut ids = Vec::new();
+    for n in 0..LOCKED + 2 {
+        ids.push(world.put(&format!("lead{n}"), LeadState::Delivered).await);
+    }
+    let lock = async |ids: &[LeadId]| {
+        let mut transaction = world.database.pool.begin().await.unwrap();
+        let ids: Vec<Uuid> = ids.iter().map(|id| id.0).collect();
+        let sql = "select 1 from leads where id = any($1) for update";
+        sqlx::query(sql).bind(ids).execute(&mut *transaction).await.unwrap();
+        transaction
+    };
+    let (for_long, for_short) = (lock(&ids[..LOCKED]).await, lock(&ids[LOCKED..]).await);
+    let running = world.start().await;
+    for (n, id) in ids.iter().enumerate() {
+        world.broker.publish(Message::new(*id, &World::lead(&format!("lead{n}")))).await;
+    }
+    let aside = async || world.ledger.status().await.unwrap().aside;
+    world.until("all are set aside", async || aside().await == i64::try_from(ids.len()).unwrap()).await;
+    for_short.commit().await.unwrap();
+    world
+        .until("those that are free again are accepted", async || aside().await == i64::try_from(LOCKED).unwrap())
+        .await;
+    for id in &ids[LOCKED..] {
+        assert_eq!(world.show(*id).await.received, 2);
+    }
+    for_long.commit().await.unwrap();
+    world.until("all are accepted", async || aside().await == 0).await;
+    assert_eq!(running.stop().await, Stopped::Cleanly);
+    assert_eq!(world.sandbox.journal().posts().len(), 0, "all of them were known");
+}
