@@ -26,7 +26,7 @@ fn faults() -> &'static Faults {
     static FAULTS: OnceLock<Faults> = OnceLock::new();
     FAULTS.get_or_init(|| {
         let list = std::env::var("LEADPOST_FAULTS").unwrap_or_default();
-        tracing::warn!(list, "built with the cargo feature faults: for tests only");
+        tracing::info!(list, "built with the cargo feature faults: for tests only");
         // A test with a fault that is misspelt would prove nothing.
         parse(&list).unwrap_or_else(|problem| panic!("LEADPOST_FAULTS: {problem}"))
     })

@@ -91,6 +91,11 @@ impl Settler {
                     return settled;
                 }
                 Err(error) if error.is_about_data() || error.is_about_size() && settlements.len() > 1 => {
+                    if error.is_about_size() {
+                        self.metrics.ledger_failures.inc();
+                        self.health.ledger_is_down(&error);
+                        self.health.settling_late(true);
+                    }
                     return self.split(&settlements, &error).await;
                 }
                 Err(error) => {
