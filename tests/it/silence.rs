@@ -14,35 +14,50 @@ const IMPATIENT: [(&str, &str); 4] = [
     ("LEADPOST__POSTGRES__LOCK_TIMEOUT_MS", "200"),
 ];
 
-/// Waits until it has been tried to connect so often since.
-async fn until_tried(flowing: &Flowing, proxy: &Proxy, before: u64, times: u64) -> Usage {
-    flowing.world.until(&format!("{times} tries"), async || proxy.notes().connections >= before + times).await;
+/// What the worker uses when it has tried to connect so often more.
+async fn after(flowing: &Flowing, proxy: &Proxy, tries: u64) -> Usage {
+    let last = proxy.notes().connections + tries;
+    flowing.world.until(&format!("{tries} tries more"), async || proxy.notes().connections >= last).await;
     flowing.worker.usage()
 }
 
-/// Tries later it is as large as after the second; with one thread or descriptor more, as one of them is under way.
-async fn does_not_grow(world: World, proxy: Proxy, (neighbour, words): (&str, &str), tries: u64, back: Duration) {
-    const MORE: usize = 1;
-    let flowing = Flowing::start(world, &IMPATIENT).await;
-    let (struck, before) = (flowing.strikes(), proxy.notes().connections);
-    proxy.silence();
-    proxy.cut();
-    flowing.until_blamed(neighbour, &[words]).await;
-    let early = until_tried(&flowing, &proxy, before, 3).await;
-    let late = until_tried(&flowing, &proxy, before, tries).await;
-    assert!(late.threads <= early.threads + MORE, "{early:?}, then {late:?}");
-    assert!(late.descriptors <= early.descriptors + MORE, "{early:?}, then {late:?}");
-    proxy.heal();
-    flowing.comes_back(struck, back).await;
-    flowing.finish().await;
+/// A neighbour, and how it is given up and tried again.
+struct Silent {
+    neighbour: &'static str,
+    words: &'static str,
+    /// So many tries after the second the worker is as large as it was then.
+    tries: u64,
+    /// But for so many threads or descriptors of tries that are under way at the same time.
+    more: usize,
+    /// Within which time it is back.
+    back: Duration,
+}
+
+impl Silent {
+    async fn is_outlived(self, world: World, proxy: Proxy) {
+        let flowing = Flowing::start(world, &IMPATIENT).await;
+        let struck = flowing.strikes();
+        proxy.silence();
+        proxy.cut();
+        flowing.until_blamed(self.neighbour, &[self.words]).await;
+        let early = after(&flowing, &proxy, 1).await;
+        let late = after(&flowing, &proxy, self.tries).await;
+        assert!(late.threads <= early.threads + self.more, "{early:?}, then {late:?}");
+        assert!(late.descriptors <= early.descriptors + self.more, "{early:?}, then {late:?}");
+        proxy.heal();
+        flowing.comes_back(struck, self.back).await;
+        flowing.finish().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_does_not_grow_while_rabbitmq_says_nothing_and_comes_back_when_it_speaks() {
     let mut world = World::new().await;
     let proxy = world.proxy_rabbitmq(1).await;
-    // The pauses between tries double: 8 s in all until the sixth and 8 s after it, half as much again by chance; so there are few.
-    does_not_grow(world, proxy, ("rabbitmq", "RabbitMQ did not connect"), 6, Duration::from_secs(20)).await;
+    // The pauses between tries double, to 4 s after the fifth and half as much again by chance; so there are few.
+    let back = Duration::from_secs(15);
+    let silent = Silent { neighbour: "rabbitmq", words: "RabbitMQ did not connect", tries: 3, more: 1, back };
+    silent.is_outlived(world, proxy).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -50,5 +65,7 @@ async fn a_worker_does_not_grow_while_postgres_says_nothing_and_comes_back_when_
     let mut world = World::new().await;
     let proxy = world.proxy_postgres(1).await;
     // The longest pause between two tries is 5 s, and half as much again by chance.
-    does_not_grow(world, proxy, ("postgres", "pool timed out"), 15, Duration::from_secs(15)).await;
+    let back = Duration::from_secs(15);
+    let silent = Silent { neighbour: "postgres", words: "pool timed out", tries: 20, more: 3, back };
+    silent.is_outlived(world, proxy).await;
 }
