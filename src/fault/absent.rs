@@ -1,5 +1,7 @@
 //! What is left of faults in a build without the feature: nothing.
 
+use std::time::Duration;
+
 use super::{Panic, Point, Rule};
 
 #[inline]
@@ -16,6 +18,11 @@ pub(super) fn breaks(_: Rule) -> bool {
 #[inline]
 pub(super) fn acks_badly() -> bool {
     false
+}
+
+#[inline]
+pub(super) fn hold(usual: Duration) -> Duration {
+    usual
 }
 
 #[inline]

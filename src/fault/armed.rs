@@ -18,6 +18,7 @@ struct Faults {
     passed: AtomicU32,
     broken: Vec<Rule>,
     bad_ack: AtomicBool,
+    hold: Option<Duration>,
     panic_on_read: Option<String>,
     panic_on_post: Option<String>,
 }
@@ -43,6 +44,10 @@ fn parse(list: &str) -> Result<Faults, String> {
             }
             ("break", name) => faults.broken.push(Rule::from_str(name, false)?),
             ("bad_ack", "") => faults.bad_ack = AtomicBool::new(true),
+            ("hold_ms", n) => {
+                let n = n.parse().map_err(|_| format!("{n:?} is no number"))?;
+                faults.hold = Some(Duration::from_millis(n));
+            }
             ("panic_on_read", text) => faults.panic_on_read = Some(text.to_owned()),
             ("panic_on_post", text) => faults.panic_on_post = Some(text.to_owned()),
             _ => return Err(format!("there is no fault {fault:?}")),
@@ -82,6 +87,10 @@ pub(super) fn breaks(rule: Rule) -> bool {
 
 pub(super) fn acks_badly() -> bool {
     faults().bad_ack.swap(false, Ordering::Relaxed)
+}
+
+pub(super) fn hold(usual: Duration) -> Duration {
+    faults().hold.unwrap_or(usual)
 }
 
 pub(super) fn panic_on(panic: Panic, body: &[u8]) {

@@ -8,8 +8,11 @@
 //! | `crash_at=POINT`, `crash_at=POINT:N` | the process aborts when it comes by this [`Point`], for the Nth time |
 //! | `break=RULE` | it does without this [`Rule`], so that a test can see its checks fail |
 //! | `bad_ack` | it acknowledges what was never delivered, once, for which RabbitMQ closes the channel |
+//! | `hold_ms=N` | a batch that cannot be accepted is given back after so many milliseconds |
 //! | `panic_on_read=TEXT` | it panics while it reads a message with this text |
 //! | `panic_on_post=TEXT` | it panics before it posts a lead with this text |
+
+use std::time::Duration;
 
 #[cfg(not(feature = "faults"))]
 #[path = "absent.rs"]
@@ -121,6 +124,12 @@ pub fn without(rule: Rule, sql: &'static str, condition: &str) -> &'static str {
 #[inline]
 pub fn acks_badly() -> bool {
     build::acks_badly()
+}
+
+/// How long to hold a batch that cannot be accepted: this long, unless told otherwise.
+#[inline]
+pub fn hold(usual: Duration) -> Duration {
+    build::hold(usual)
 }
 
 /// Panics here, if this is a message for that.

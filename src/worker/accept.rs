@@ -12,6 +12,7 @@ use super::dispatch::InHand;
 use super::health::Health;
 use super::settle::AGAIN;
 use crate::broker::{Message, Receipt};
+use crate::fault;
 use crate::lead::{Code, Lead, LeadRules, Violation, identify};
 use crate::ledger::{Arrival, Fate, Ledger, LedgerError, OnLock, Origin};
 use crate::metrics::Metrics;
@@ -19,7 +20,7 @@ use crate::reason::chain;
 
 /// How long a batch that cannot be accepted is held before its messages are given back. Far below the broker's limit of 30
 /// minutes, and rare enough that quorum queues do not count a message to death.
-pub(super) const HOLD: Duration = Duration::from_secs(20);
+const HOLD: Duration = Duration::from_secs(20);
 
 /// Longer message ids are kept in part.
 const MAX_MESSAGE_ID_CHARS: usize = 255;
@@ -103,7 +104,7 @@ impl Accept {
                 Err(error) => error,
             };
             // Each half may take a statement's whole time; when all of it is slow, there would be no end to it.
-            let is_too_much = error.is_about_size() && since.elapsed() < HOLD;
+            let is_too_much = error.is_about_size() && since.elapsed() < hold();
             let is_splittable = (error.is_about_data() || is_too_much) && arrivals.len() > 1;
             let is_locked = error.is_about_locks();
             if unknown && lease.is_some() && (is_splittable || is_locked) {
@@ -140,7 +141,7 @@ impl Accept {
             self.metrics.ledger_failures.inc();
             self.health.ledger_is_down(&error);
             self.health.turned();
-            if since.elapsed() > HOLD {
+            if since.elapsed() > hold() {
                 if unknown && lease.is_some() {
                     accepted.orphans.push(token);
                 }
@@ -278,6 +279,11 @@ impl Accept {
             Fate::Leased(_) | Fate::Parked(_) | Fate::Aside(_) => {}
         }
     }
+}
+
+/// How long a batch that cannot be accepted is held.
+pub(super) fn hold() -> Duration {
+    fault::hold(HOLD)
 }
 
 fn is_whole(arrival: &Arrival) -> bool {

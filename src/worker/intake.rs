@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
-use super::accept::{Accept, HOLD};
+use super::accept::{Accept, hold};
 use super::dispatch::{Dispatch, InHand, Settling};
 use super::health::Health;
 use super::orphans::Orphans;
@@ -126,7 +126,7 @@ impl Intake {
                 break;
             }
             // The settle loop may have found out first: with all places taken, nothing is accepted that could.
-            if writable && self.health.ledger_down_for() > HOLD {
+            if writable && self.health.ledger_down_for() > hold() {
                 self.give_back();
                 writable = false;
             }

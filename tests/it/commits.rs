@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use crate::proxied::account_for;
 use crate::support::proxy::Direction::{Down, Up};
-use crate::support::proxy::{Fault, Proxy};
+use crate::support::proxy::{Fault, Proxy, Reach};
 use crate::support::scene::{LEASE, accept, arrival, leased, put, settlement};
 use crate::support::{Running, World};
 
@@ -87,6 +87,20 @@ async fn an_accept_whose_answer_was_lost_is_found_when_it_is_repeated_under_its_
         let [Some(Fate::Leased(leased))] = &fates[..] else { panic!("{loss:?}: {fates:?}") };
         assert_eq!((leased.id, leased.lease, leased.attempts), (id, token, 0));
         assert_eq!(world.show(id).await.received, 1, "{loss:?}: one message");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_try_that_comes_after_another_has_done_it_all_does_not_start_the_lead_again() {
+    for state in [LeadState::Delivered, LeadState::Rejected, LeadState::Exhausted, LeadState::Uncertain] {
+        let world = World::new().await;
+        let (arrival, token) = (arrival(LeadId(Uuid::new_v4()), &World::lead("ann")), Uuid::new_v4());
+        let fates = accept(&world.ledger, std::slice::from_ref(&arrival), token).await;
+        world.ledger.settle([settlement(&leased(&fates)[0], state)].into(), false, OnLock::Wait).await.unwrap();
+        let late = accept(&world.ledger, std::slice::from_ref(&arrival), token).await;
+        assert!(matches!(late[..], [Fate::Repeated(_, same)] if same == state), "{late:?}");
+        let lead = world.show(arrival.id).await;
+        assert_eq!((lead.state, lead.attempts, lead.replays, lead.leased_by), (state, 1, 0, None));
     }
 }
 
@@ -220,6 +234,47 @@ async fn a_worker_that_loses_the_answers_to_its_accepts_posts_each_lead_once() {
             assert_eq!((world.posts(id), world.show(id).await.received), (1, 1), "{loss:?}");
             assert_eq!(world.story(id).await, ["delivered 201"], "{loss:?}");
         }
+        world.finish(running).await;
+    }))
+    .await;
+}
+
+/// The backends of the worker's own connections.
+async fn backends(world: &World) -> Vec<i32> {
+    let sql = "select pid from pg_stat_activity \
+               where datname = current_database() and application_name = 'leadpost worker'";
+    sqlx::query_scalar(sql).fetch_all(&world.database.pool).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_accept_that_was_given_up_on_a_stalled_connection_does_not_come_through_when_the_line_does() {
+    join_all([Up, Down].map(async |direction| {
+        let (mut world, proxy) = proxied().await;
+        // Nothing but the accept is on the line.
+        world.settings.flow.poll_ms = 60_000;
+        world.sandbox.faults().rule("refused", None, ApiFault::status(422));
+        let running = world.start().await;
+        let first = world.publish("first").await;
+        world.until_state(first, LeadState::Delivered).await;
+        let former = backends(&world).await;
+        proxy.set_on(Reach::Open, direction, Fault::Stall);
+        let id = world.publish("refused").await;
+        world.until_state(id, LeadState::Rejected).await;
+        assert!(proxy.notes().struck >= 1, "{direction:?}: {:?}", proxy.notes());
+        assert!(running.metrics.ledger_failures.get() >= 1, "{direction:?}: a try was given up");
+        proxy.heal();
+        // Each ends with the work that it had, if it has any.
+        world
+            .until("the former connections have ended", async || {
+                backends(&world).await.iter().all(|backend| !former.contains(backend))
+            })
+            .await;
+        world.others_pass().await;
+        let lead = world.show(id).await;
+        assert_eq!((lead.state, lead.leased_by), (LeadState::Rejected, None), "{direction:?}");
+        assert_eq!((lead.replays, lead.attempts, lead.received), (0, 1, 1), "{direction:?}: {:?}", lead.history);
+        assert_eq!((world.story(id).await, world.posts(id)), (vec!["rejected 422".to_owned()], 1), "{direction:?}");
+        assert_eq!((running.metrics.late.get(), running.metrics.expired.get()), (0, 0), "{direction:?}");
         world.finish(running).await;
     }))
     .await;

@@ -34,6 +34,7 @@ mod requeue;
 mod sabotage;
 mod security;
 mod sessions;
+mod silence;
 mod support;
 mod tls;
 mod token_answers;

@@ -9,8 +9,9 @@ use crate::support::{World, amqp_url};
 /// The longest pause between two tries of a transaction is 5 s, half as much again by chance; a try has 3 s; and a moment to catch up.
 const BACK: Duration = Duration::from_secs(15);
 
-/// A batch that cannot be accepted is held for 20 s, and given back at the next try.
-const LONGER_THAN_HELD: Duration = Duration::from_secs(20);
+/// How long a batch that cannot be accepted is held, instead of 20 s.
+const HOLD: Duration = Duration::from_secs(1);
+const HOLD_BRIEFLY: [(&str, &str); 1] = [("LEADPOST_FAULTS", "hold_ms=1000")];
 
 /// A world with a queue that drops what was delivered more than three times.
 async fn world_at(postgres: &Server) -> World {
@@ -41,14 +42,66 @@ async fn leads_outlive_a_postgres_that_is_frozen_for_longer_than_every_timeout_a
 #[tokio::test(flavor = "multi_thread")]
 async fn an_outage_of_postgres_drops_nothing_from_a_queue_with_a_delivery_limit_of_two() {
     let postgres = Servers::postgres().await;
-    let flowing = Flowing::start(world_at(&postgres).await, &SHORT).await;
+    let flowing = Flowing::start(world_at(&postgres).await, &[SHORT.as_slice(), &HOLD_BRIEFLY].concat()).await;
     let struck = flowing.strikes();
     postgres.stop().await;
     flowing.until_blamed("postgres", &["Postgres cannot be reached"]).await;
-    tokio::time::sleep(LONGER_THAN_HELD).await;
     // Each time that they return counts as a delivery.
     flowing.worker.until_said("messages return to their queue").await;
+    tokio::time::sleep(3 * HOLD).await;
     postgres.start().await;
     flowing.comes_back(struck, BACK).await;
     flowing.finish().await;
+}
+
+/// For a while nothing can be inserted into this table, though all others, and so heartbeats, can be written. More messages are
+/// delivered than can be accepted without it: those are given back once, and not consumed again until it is over.
+async fn outlives_refused_inserts(table: &str) {
+    const FEW: [(&str, &str); 3] = [
+        ("LEADPOST__AMQP__PREFETCH", "10"),
+        ("LEADPOST__FLOW__CONCURRENCY", "5"),
+        // Twice as many may wait to be settled.
+        ("LEADPOST__FLOW__BATCH", "2"),
+    ];
+    let world = World::new().await;
+    world.broker.limit_deliveries(2).await;
+    let flowing = Flowing::stand(world, &[SHORT.as_slice(), &HOLD_BRIEFLY, &FEW].concat()).await;
+    let world = &flowing.world;
+    let mut ids = vec![world.publish("first").await];
+    world.until_delivered(&ids).await;
+    let refuse = "create function refuse() returns trigger language plpgsql \
+                  as $$ begin raise 'no space left' using errcode = '53100'; end $$";
+    world.execute(refuse).await;
+    world.execute(&format!("create trigger refuse before insert on {table} execute function refuse()")).await;
+    let struck = flowing.strikes();
+    ids.extend(world.publish_many("lead", 20).await);
+    flowing.until_blamed("postgres", &["no space left"]).await;
+    let left = async || ids.len() as i64 - world.number("select count(*) from leads").await;
+    world
+        .until("the others are in the queue again", async || i64::from(world.broker.depth().await) == left().await)
+        .await;
+    tokio::time::sleep(4 * HOLD).await;
+    flowing.until_blamed("postgres", &["no space left"]).await;
+    assert!(left().await > 5, "{} are left", left().await);
+    assert_eq!(i64::from(world.broker.depth().await), left().await, "messages were consumed, or lost");
+    world.execute(&format!("drop trigger refuse on {table}")).await;
+    flowing.was_at_rest(&struck);
+    world.until_delivered(&ids).await;
+    let (_, _, metrics) = flowing.worker.ask("/metrics").await;
+    let delivered_before = metrics.lines().find_map(|line| line.strip_prefix("leadpost_max_delivery_count "));
+    assert_eq!(delivered_before, Some("1"), "{metrics}");
+    for id in &ids {
+        assert_eq!((world.posts(*id), world.story(*id).await), (1, vec!["delivered 201".to_owned()]));
+    }
+    flowing.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn leads_that_cannot_be_inserted_drop_nothing_from_a_queue_with_a_delivery_limit_of_two() {
+    outlives_refused_inserts("leads").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn attempts_that_cannot_be_inserted_drop_nothing_from_a_queue_with_a_delivery_limit_of_two() {
+    outlives_refused_inserts("attempts").await;
 }

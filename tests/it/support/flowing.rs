@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use super::books::Confirmed;
 use super::broker::connect;
-use super::{DEADLINE, Process, World};
+use super::{DEADLINE, Process, Usage, World};
 
 /// Between two leads.
 const EVERY: Duration = Duration::from_millis(25);
@@ -28,6 +28,17 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// The real binary complains so often in a second at most, whatever is wrong: each of its loops waits longer from try to try,
 /// and none of them is at it more often than a few times in the first second.
 const COMPLAINTS: f64 = 6.0;
+
+/// The worker is busy for so much of one core at most, besides what leads cost: ten times what it has been seen to be. A loop
+/// without a pause takes all of a core, or half of it on a busy machine.
+const SHARE: f64 = 0.3;
+
+/// A lead costs so much at most in a debug build, of which a millisecond was seen.
+const EACH: Duration = Duration::from_millis(10);
+
+/// So many threads or descriptors more than before may be there: those of connections that were given up a while ago, of their
+/// successors, and of a worker that had only just started.
+const MORE: usize = 12;
 
 /// Timeouts that are shorter than the usual ones, so that all of them pass while a neighbour is frozen for seconds.
 pub const SHORT: [(&str, &str); 5] = [
@@ -130,10 +141,12 @@ pub struct Flowing {
     producer: Option<Producer>,
 }
 
-/// When a fault struck, and what the worker had complained of before.
+/// When a fault struck, and what the worker had complained of and used before.
 pub struct Struck {
     at: Instant,
     complaints: usize,
+    posts: u64,
+    used: Usage,
 }
 
 impl Flowing {
@@ -210,7 +223,30 @@ impl Flowing {
 
     /// A fault strikes now.
     pub fn strikes(&self) -> Struck {
-        Struck { at: Instant::now(), complaints: self.complaints().len() }
+        Struck {
+            at: Instant::now(),
+            complaints: self.complaints().len(),
+            posts: self.posts(),
+            used: self.worker.usage(),
+        }
+    }
+
+    fn posts(&self) -> u64 {
+        self.world.sandbox.journal().counts().posts
+    }
+
+    /// Since the fault has struck the worker has not grown, and not been busy with anything but leads.
+    pub fn was_at_rest(&self, struck: &Struck) {
+        let (lasted, now) = (struck.at.elapsed(), self.worker.usage());
+        // Connecting and the first leads cost something, however soon it is over.
+        let posts = u32::try_from(self.posts() - struck.posts).unwrap() + 40;
+        let (cpu, most) = (now.cpu - struck.used.cpu, lasted.mul_f64(SHARE) + posts * EACH);
+        assert!(cpu <= most, "{cpu:?} of processor time in {lasted:?}, with {posts} posts");
+        for (name, before, now) in
+            [("threads", struck.used.threads, now.threads), ("descriptors", struck.used.descriptors, now.descriptors)]
+        {
+            assert!(now <= before + MORE, "{now} {name}, and {before} before");
+        }
     }
 
     /// The fault is over: the worker has not complained in a hot loop meanwhile, and without anybody's help it is ready and
@@ -224,6 +260,7 @@ impl Flowing {
             complaints.len(),
             complaints.last()
         );
+        self.was_at_rest(&struck);
         let (since, skip) = (Instant::now(), self.confirmed());
         let back = async {
             self.until_delivering(skip).await;

@@ -31,7 +31,7 @@ use broker::Broker;
 pub use broker::{Message, amqp_url};
 use database::Database;
 pub use database::database_url;
-pub use process::{Process, get, run};
+pub use process::{Process, Usage, get, run};
 
 /// Nothing in these tests takes longer unless it is broken.
 pub const DEADLINE: Duration = Duration::from_secs(30);

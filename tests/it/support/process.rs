@@ -25,6 +25,17 @@ impl Done {
     }
 }
 
+/// What a process has used of the machine.
+#[derive(Clone, Copy, Debug)]
+pub struct Usage {
+    /// Processor time so far.
+    pub cpu: Duration,
+    /// Threads that it has now.
+    pub threads: usize,
+    /// Files and sockets that it has open now.
+    pub descriptors: usize,
+}
+
 /// A process of the binary; ended with the test at the latest.
 pub struct Process {
     child: Child,
@@ -165,6 +176,17 @@ impl Process {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
         line.trim_end_matches("kB").trim().parse::<u64>().unwrap() * 1024
+    }
+
+    /// What it uses of the machine.
+    pub fn usage(&self) -> Usage {
+        let proc = PathBuf::from(format!("/proc/{}", self.child.id()));
+        let count = |folder: &str| std::fs::read_dir(proc.join(folder)).unwrap().count();
+        let stat = std::fs::read_to_string(proc.join("stat")).unwrap();
+        // After the name, which is in parentheses: utime and stime are the 12th and the 13th, in hundredths of a second.
+        let numbers = stat.rsplit(')').next().unwrap().split_whitespace();
+        let ticks: u64 = numbers.skip(11).take(2).map(|ticks| ticks.parse::<u64>().unwrap()).sum();
+        Usage { cpu: Duration::from_millis(10 * ticks), threads: count("task"), descriptors: count("fd") }
     }
 
     /// Sends it a signal, such as `TERM`.
