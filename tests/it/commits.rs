@@ -17,7 +17,7 @@ use crate::support::scene::{LEASE, accept, arrival, leased, put, settlement};
 use crate::support::{Running, World};
 
 /// What of a transaction's text stands in no other.
-const ACCEPT: &str = "insert into leads";
+const ACCEPT: &str = "insert into leads (id, destination, state, body, queue, message_id";
 const CLAIM: &str = "with due as";
 const SETTLE: &str = "with s as";
 const EXPIRE: &str = "lease is not null order by next_attempt_at";

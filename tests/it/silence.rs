@@ -34,7 +34,7 @@ struct Silent {
 }
 
 impl Silent {
-    async fn is_outlived(self, world: World, proxy: Proxy) {
+    async fn outlives(self, world: World, proxy: Proxy) {
         let flowing = Flowing::start(world, &IMPATIENT).await;
         let struck = flowing.strikes();
         proxy.silence();
@@ -57,7 +57,7 @@ async fn a_worker_does_not_grow_while_rabbitmq_says_nothing_and_comes_back_when_
     // The pauses between tries double, to 4 s after the fifth and half as much again by chance; so there are few.
     let back = Duration::from_secs(15);
     let silent = Silent { neighbour: "rabbitmq", words: "RabbitMQ did not connect", tries: 3, more: 1, back };
-    silent.is_outlived(world, proxy).await;
+    silent.outlives(world, proxy).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -67,5 +67,5 @@ async fn a_worker_does_not_grow_while_postgres_says_nothing_and_comes_back_when_
     // The longest pause between two tries is 5 s, and half as much again by chance.
     let back = Duration::from_secs(15);
     let silent = Silent { neighbour: "postgres", words: "pool timed out", tries: 20, more: 3, back };
-    silent.is_outlived(world, proxy).await;
+    silent.outlives(world, proxy).await;
 }
