@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::check::check;
 use super::dispatch::InHand;
-use super::health::Health;
+use super::health::{Doing, Health};
 use super::settle::AGAIN;
 use crate::broker::{Message, Receipt};
 use crate::fault;
@@ -95,7 +95,7 @@ impl Accept {
             let leased = lease.map(|lease| (token, lease));
             let error = match self.ledger.accept(Arc::clone(&arrivals), leased, on_lock).await {
                 Ok(mut fates) => {
-                    self.health.ledger_is_up();
+                    self.health.ledger_is_up(Doing::Accept);
                     if fates.iter().any(Option::is_none) {
                         self.set_aside(&arrivals, &mut fates, accepted).await;
                     }
@@ -139,7 +139,7 @@ impl Accept {
             unknown |= error.is_unknown();
             tries += 1;
             self.metrics.ledger_failures.inc();
-            self.health.ledger_is_down(&error);
+            self.health.ledger_is_down(Doing::Accept, &error);
             self.health.turned();
             if since.elapsed() > hold() {
                 if unknown && lease.is_some() {
@@ -172,7 +172,7 @@ impl Accept {
                 }
             }
             Err(error) => {
-                self.health.ledger_is_down(&error);
+                self.health.ledger_is_down(Doing::Accept, &error);
                 accepted.error.get_or_insert(error);
             }
         }

@@ -1,5 +1,6 @@
 //! What a worker knows of itself and its neighbours, for the admin port.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -34,15 +35,31 @@ pub struct Health {
 
 #[derive(Debug)]
 struct State {
-    ledger: Result<(), String>,
-    /// Since when every try has failed.
-    ledger_down_since: Option<Instant>,
+    /// Why what cannot be done with the ledger now fails, and since when every try has.
+    failing: BTreeMap<Doing, (String, Instant)>,
     /// When it came back, after having been away.
     ledger_back_at: Option<Instant>,
     /// Whether there are results that could not be settled yet.
     settling_late: Option<Instant>,
     link: Option<watch::Receiver<Link>>,
     turned_at: Instant,
+}
+
+impl State {
+    fn down_since(&self) -> Option<Instant> {
+        self.failing.values().map(|(_, since)| *since).min()
+    }
+}
+
+/// What a worker does with the ledger. Each may fail while the others work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Doing {
+    /// Accepting messages.
+    Accept,
+    /// Settling leads.
+    Settle,
+    /// Whatever any success shows to work again.
+    Anything,
 }
 
 /// The answer of `/readyz`.
@@ -74,8 +91,7 @@ pub struct Dependency {
 impl Health {
     pub(super) fn new(flow: Arc<Flow>, tokens: Tokens, metrics: Arc<Metrics>) -> Self {
         let state = State {
-            ledger: Err("not connected yet".to_owned()),
-            ledger_down_since: None,
+            failing: BTreeMap::from([(Doing::Anything, ("not connected yet".to_owned(), Instant::now()))]),
             ledger_back_at: None,
             settling_late: None,
             link: None,
@@ -88,25 +104,42 @@ impl Health {
         self.lock().link = Some(link);
     }
 
-    pub(super) fn ledger_is_up(&self) {
+    /// This works; what else fails does not for that.
+    pub(super) fn ledger_is_up(&self, doing: Doing) {
+        self.mend(|failing| {
+            failing.remove(&doing);
+            failing.remove(&Doing::Anything);
+        });
+    }
+
+    /// All of it works.
+    pub(super) fn ledger_is_proven(&self) {
+        self.mend(BTreeMap::clear);
+    }
+
+    fn mend(&self, mend: impl FnOnce(&mut BTreeMap<Doing, (String, Instant)>)) {
         let mut state = self.lock();
-        state.ledger = Ok(());
-        if state.ledger_down_since.take().is_some_and(|since| since.elapsed() > LONG_AWAY) {
+        let since = state.down_since();
+        mend(&mut state.failing);
+        if !state.failing.is_empty() {
+            return;
+        }
+        if since.is_some_and(|since| since.elapsed() > LONG_AWAY) {
             state.ledger_back_at = Some(Instant::now());
         }
         self.metrics.postgres_up.set(1);
     }
 
-    pub(super) fn ledger_is_down(&self, error: &LedgerError) {
+    pub(super) fn ledger_is_down(&self, doing: Doing, error: &LedgerError) {
         let mut state = self.lock();
-        state.ledger = Err(chain(error));
-        state.ledger_down_since.get_or_insert_with(Instant::now);
+        let since = state.failing.get(&doing).map_or_else(Instant::now, |(_, since)| *since);
+        state.failing.insert(doing, (chain(error), since));
         self.metrics.postgres_up.set(0);
     }
 
-    /// For how long every try to write the ledger has failed, whoever tried.
+    /// For how long something that has to be done with the ledger has failed.
     pub(super) fn ledger_down_for(&self) -> Duration {
-        self.lock().ledger_down_since.map_or(Duration::ZERO, |since| since.elapsed())
+        self.lock().down_since().map_or(Duration::ZERO, |since| since.elapsed())
     }
 
     /// For how long the ledger has been back, if it was away for long.
@@ -147,9 +180,9 @@ impl Health {
             Some(Link::Down(why)) => down(&why),
             Some(Link::Closed) => down("closed"),
         };
-        let postgres = match &state.ledger {
-            Ok(()) => up("writable"),
-            Err(why) => down(why),
+        let postgres = match state.failing.values().next() {
+            None => up("writable"),
+            Some((why, _)) => down(why),
         };
         drop(state);
         let tokens = self.tokens.status();

@@ -20,7 +20,7 @@ use uuid::Uuid;
 
 use super::accept::{Accept, hold};
 use super::dispatch::{Dispatch, InHand, Settling};
-use super::health::Health;
+use super::health::{Doing, Health};
 use super::orphans::Orphans;
 use super::settle::AGAIN;
 use crate::broker::{Inbox, Link, Message, Want};
@@ -182,7 +182,7 @@ impl Intake {
             };
             match proven {
                 Ok(beat) => {
-                    self.health.ledger_is_up();
+                    self.health.ledger_is_proven();
                     // A hold outlives the worker that was told.
                     if let Some(hold) = beat.hold {
                         self.flow.hold(hold, &Reason::new("held", flow::HELD), asked_at);
@@ -190,7 +190,7 @@ impl Intake {
                     return true;
                 }
                 Err(error) => {
-                    self.health.ledger_is_down(&error);
+                    self.health.ledger_is_down(Doing::Anything, &error);
                     self.health.turned();
                     tries += 1;
                     tracing::warn!(error = %chain(&error), "the ledger cannot be written; nothing is consumed");
@@ -403,7 +403,7 @@ impl Intake {
             Err(error) => {
                 tracing::warn!(error = %chain(&error), "could not claim due leads");
                 self.metrics.ledger_failures.inc();
-                self.health.ledger_is_down(&error);
+                self.health.ledger_is_down(Doing::Anything, &error);
                 if error.is_unknown() {
                     self.orphans.extend([token]);
                 }

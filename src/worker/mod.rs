@@ -46,6 +46,7 @@ use crate::ledger::{Ledger, LedgerError};
 use crate::lifecycle::Shutdown;
 use crate::metrics::Metrics;
 use dispatch::Dispatch;
+use health::Doing;
 use intake::Intake;
 use settle::Settler;
 use upkeep::Upkeep;
@@ -149,7 +150,7 @@ impl Worker {
                 Err(error) => {
                     tries += 1;
                     self.health.turned();
-                    self.health.ledger_is_down(&error);
+                    self.health.ledger_is_down(Doing::Anything, &error);
                     tracing::warn!(error = %crate::reason::chain(&error), "waiting for Postgres");
                 }
             }

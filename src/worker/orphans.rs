@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::health::Health;
+use super::health::{Doing, Health};
 use super::intake::LOOK_AROUND;
 use crate::ledger::Ledger;
 
@@ -55,7 +55,7 @@ impl Orphans {
                 let lease = self.lease;
                 self.tokens.retain(|(_, since)| since.elapsed() < lease);
             }
-            Err(error) => self.health.ledger_is_down(&error),
+            Err(error) => self.health.ledger_is_down(Doing::Anything, &error),
         }
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use super::dispatch::Settling;
-use super::health::Health;
+use super::health::{Doing, Health};
 use super::verdict::{MAX_SUSPICIONS, Policy};
 use crate::lead::LeadId;
 use crate::ledger::{Ledger, LedgerError, Next, OnLock, RequestKind, Settled, Settlement};
@@ -87,13 +87,13 @@ impl Settler {
             repeated |= tries > 0;
             match self.ledger.settle(Arc::clone(&settlements), repeated, on_lock).await {
                 Ok(settled) => {
-                    self.health.ledger_is_up();
+                    self.health.ledger_is_up(Doing::Settle);
                     return settled;
                 }
                 Err(error) if error.is_about_data() || error.is_about_size() && settlements.len() > 1 => {
                     if error.is_about_size() {
                         self.metrics.ledger_failures.inc();
-                        self.health.ledger_is_down(&error);
+                        self.health.ledger_is_down(Doing::Settle, &error);
                         self.health.settling_late(true);
                     }
                     return self.split(&settlements, &error).await;
@@ -104,7 +104,7 @@ impl Settler {
                         on_lock = OnLock::Skip;
                     }
                     self.metrics.ledger_failures.inc();
-                    self.health.ledger_is_down(&error);
+                    self.health.ledger_is_down(Doing::Settle, &error);
                     self.health.settling_late(true);
                     let pause = AGAIN.delay(tries, fastrand::f64());
                     tracing::warn!(error = %chain(&error), leads = settlements.len(), "could not settle; trying again");

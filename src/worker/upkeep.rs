@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::health::Health;
+use super::health::{Doing, Health};
 use super::verdict::{Facts, Policy};
 use crate::destination::Outcome;
 use crate::flow::{self, Flow};
@@ -52,7 +52,7 @@ impl Upkeep {
         let shared = self.flow.hold_to_share(asked_at);
         match self.ledger.heartbeat(status, shared).await {
             Ok(beat) => {
-                self.health.ledger_is_up();
+                self.health.ledger_is_up(Doing::Anything);
                 self.flow.hold_is_shared(asked_at + shared.unwrap_or_default());
                 self.flow.share_with(beat.workers);
                 // Another worker may have been told.
@@ -61,7 +61,7 @@ impl Upkeep {
                 }
             }
             Err(error) => {
-                self.health.ledger_is_down(&error);
+                self.health.ledger_is_down(Doing::Anything, &error);
                 tracing::warn!(error = %chain(&error), "could not write the heartbeat");
                 return;
             }
