@@ -17,6 +17,8 @@ COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certifica
 COPY --from=build /leadpost /usr/local/bin/leadpost
 # A leadpost.toml mounted into this folder is read.
 WORKDIR /etc/leadpost
+# What `leadpost run` would otherwise start itself once more for (README, Limits).
+ENV RUST_MIN_STACK=67108864
 USER 10001:10001
 EXPOSE 9090
 # SIGTERM drains: give it more time than shutdown.grace_ms (40 s) before the kill.

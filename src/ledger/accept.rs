@@ -319,8 +319,8 @@ impl Batch<'_> {
                  select * from unnest($5::uuid[], $6::text[], $7::bytea[], $8::text[], $9::text[], $10::text[]) \
                      as t (id, state, body, code, reason, violations) \
              ), noted as ( \
-                 insert into replays (lead_id, from_state, kind, replayed_by, body_before) \
-                 select l.id, l.state, 'message', $1, case when l.body <> t.body then sha256(l.body) end \
+                 insert into replays (lead_id, replayed_at, from_state, kind, replayed_by, body_before) \
+                 select l.id, clock_timestamp(), l.state, 'message', $1, case when l.body <> t.body then sha256(l.body) end \
                  from t join leads l on l.id = t.id \
              ) \
              update leads l set state = t.state, body = t.body, changed_at = now(), received = l.received + 1, \

@@ -110,8 +110,8 @@ impl Ledger {
                          ), numbered as ( \
                              select id, state, row_number() over (order by finished_at, id) - 1 as n from locked \
                          ), noted as ( \
-                             insert into replays (lead_id, from_state, kind, replayed_by, reason) \
-                             select id, state, 'requeue', $6, $7 from numbered \
+                             insert into replays (lead_id, replayed_at, from_state, kind, replayed_by, reason) \
+                             select id, clock_timestamp(), state, 'requeue', $6, $7 from numbered \
                          ), moved as ( \
                              update leads l set state = 'pending', changed_at = now(), finished_at = null, \
                                  next_attempt_at = now() + case when $8::float8 is null then interval '0' \

@@ -213,6 +213,7 @@ pub(super) fn violations_sentence(violations: &[Violation]) -> String {
     sentences.join("; ")
 }
 
+/// Attempts have the time of the clock, not of the transaction, which may have waited long for a lock or a line: their order must be right.
 const WRITE: &str = "with s as ( \
          select * from unnest($2::uuid[], $3::uuid[], $4::text[], $5::bigint[], $6::int[], $7::int[], $8::text[], $9::text[], \
              $10::text[], $11::text[], $12::text[], $13::text[], $14::text[], $15::text[]) \
@@ -232,7 +233,7 @@ const WRITE: &str = "with s as ( \
      ), written as ( \
          insert into attempts (lead_id, number, lease, worker, started_at, duration_ms, outcome, charged, http_status, code, \
              reason, answer, retry_after_ms, request) \
-         select a.lead_id, a.number, a.lease, $1, now() - a.ago_ms * interval '1 millisecond', a.duration_ms, a.outcome, \
+         select a.lead_id, a.number, a.lease, $1, clock_timestamp() - a.ago_ms * interval '1 millisecond', a.duration_ms, a.outcome, \
              a.charged, a.http_status, a.code, a.reason, a.answer, a.retry_after_ms, a.request \
          from unnest($16::uuid[], $17::uuid[], $18::int[], $19::bigint[], $20::int[], $21::text[], $22::bool[], \
              $23::smallint[], $24::text[], $25::text[], $26::bytea[], $27::bigint[], $28::text[]) \
