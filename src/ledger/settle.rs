@@ -213,7 +213,8 @@ pub(super) fn violations_sentence(violations: &[Violation]) -> String {
     sentences.join("; ")
 }
 
-/// Attempts have the time of the clock, not of the transaction, which may have waited long for a lock or a line: their order must be right.
+/// Attempts and ends have the time of the clock, not of the transaction, which may have waited long for a lock or a line: their order must
+/// be right.
 const WRITE: &str = "with s as ( \
          select * from unnest($2::uuid[], $3::uuid[], $4::text[], $5::bigint[], $6::int[], $7::int[], $8::text[], $9::text[], \
              $10::text[], $11::text[], $12::text[], $13::text[], $14::text[], $15::text[]) \
@@ -221,7 +222,7 @@ const WRITE: &str = "with s as ( \
                  remote_sub_state, next_schedule_time, warning) \
      ), settled as ( \
          update leads l set state = s.state, changed_at = now(), \
-             finished_at = case when s.state <> 'pending' then now() end, \
+             finished_at = case when s.state <> 'pending' then clock_timestamp() end, \
              next_attempt_at = case when s.state = 'pending' then now() + s.after_ms * interval '1 millisecond' end, \
              leased_by = null, lease = null, attempts = l.attempts + s.made, charged = l.charged + s.charged, \
              code = s.code, reason = s.reason, violations = s.violations::jsonb, \
