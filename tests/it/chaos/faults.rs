@@ -282,9 +282,12 @@ impl Campaign {
                 self.sql(&["begin", "lock table leads in access exclusive mode", &sleep, "commit"]).await;
             }
             Fault::ApiAway => {
-                self.world.sandbox.pause_listening().await.unwrap();
+                // By the lines: nobody else can take their ports meanwhile.
+                let lines = [Side::Api, Side::Token].map(|side| self.line(side));
+                lines.iter().for_each(|line| line.refuse());
+                lines.iter().for_each(|line| line.cut());
                 tokio::time::sleep(lasts).await;
-                self.world.sandbox.resume_listening().unwrap();
+                lines.iter().for_each(|line| line.heal());
             }
             Fault::ApiSlow => self.at_api(lasts, 1.0, api::Fault::latency(Duration::from_millis(1_500))).await,
             Fault::ApiFails => {
