@@ -142,7 +142,7 @@ async fn a_refresh_token_that_is_refused_ahead_of_time_is_no_leads_business() {
 async fn a_refresh_whose_answer_is_lost_is_made_up_for_by_the_password() {
     for lost in [Fault::reset().after(), Fault::close().after(), answer(500, "").after()] {
         let kind = lost.kind.name();
-        let world = squadrun(Duration::from_secs(3)).await;
+        let world = squadrun(Duration::from_secs(6)).await;
         world.sandbox.faults().script([Fault::none().on_token(), lost.on_token()]);
         let running = world.start().await;
         // The third token: the second was given, and nobody knows it.
