@@ -69,7 +69,8 @@ impl Pool {
         limits(self.options.clone(), lock_timeout_ms, statement_timeout_ms)
     }
 
-    /// Does `work` in a task that is never cancelled, and again when it lost a conflict with another transaction.
+    /// Does `work` in a task that no caller can cancel, and again when it lost a conflict with another transaction. Only one without an
+    /// answer is given up, together with its pool.
     ///
     /// # Errors
     /// What the last try failed with, or that there was no answer.
