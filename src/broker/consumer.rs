@@ -306,6 +306,7 @@ impl Supervisor {
             redelivered: delivery.redelivered,
             delivery_count: header("x-delivery-count").and_then(integer).unwrap_or(0),
             replay: header(REPLAY_HEADER).is_some_and(is_true),
+            arrived_at: Instant::now(),
             generation: self.generation.load(Ordering::Acquire),
             epoch: self.session.epoch,
             acker: delivery.acker,

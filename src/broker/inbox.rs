@@ -8,6 +8,7 @@ use std::time::Duration;
 use lapin::Acker;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use super::connection::{Address, BrokerError};
 use super::consumer::{Session, Supervisor, supervise};
@@ -28,6 +29,8 @@ pub struct Message {
     pub delivery_count: u64,
     /// Whether its header `x-leadpost-replay` asks for a replay.
     pub replay: bool,
+    /// When it was delivered.
+    pub arrived_at: Instant,
     pub(super) generation: u64,
     pub(super) epoch: u64,
     pub(super) acker: Acker,

@@ -83,7 +83,7 @@ pub struct Amqp {
     pub url_file: Option<PathBuf>,
     /// The queue to consume.
     pub queue: String,
-    /// How many messages RabbitMQ hands out ahead of their acknowledgement. 0: twice the slots and the batch ahead.
+    /// How many messages RabbitMQ hands out ahead of their acknowledgement. 0: four batches, or fewer where few posts are allowed.
     pub prefetch: u16,
     /// Seconds between heartbeats; a silent broker is given up after twice that.
     pub heartbeat_s: u16,
@@ -236,8 +236,10 @@ impl Default for Retry {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Flow {
-    /// How many posts may be under way at a time.
+    /// How many posts may be under way at a time at most. How many are is found out: as many as the API can take.
     pub concurrency: usize,
+    /// How many may be under way at least, however slow or busy the API is; as many as `concurrency`: the number is fixed.
+    pub min_concurrency: usize,
     /// How many leads are accepted, or settled, in one transaction at most.
     pub batch: usize,
     /// Posts per second of all live workers of the destination together; 0: no limit.
@@ -259,7 +261,8 @@ pub struct Flow {
 impl Default for Flow {
     fn default() -> Self {
         Self {
-            concurrency: 64,
+            concurrency: 1_000,
+            min_concurrency: 1,
             batch: 256,
             rate_per_s: 0.0,
             lease_ms: 120_000,
@@ -269,6 +272,14 @@ impl Default for Flow {
             probe_initial_ms: 1_000,
             probe_max_ms: 60_000,
         }
+    }
+}
+
+impl Flow {
+    /// How many leads may be in hand when so many may be posted at a time: those, and one batch accepted ahead, so that slots do not idle
+    /// while it is committed.
+    pub fn window(&self, posts: usize) -> usize {
+        posts.saturating_add(posts.min(self.batch))
     }
 }
 
@@ -327,15 +338,14 @@ impl Default for Shutdown {
 }
 
 impl Settings {
-    /// How many leads may be in hand at once: those being posted, and one batch accepted ahead.
-    pub fn window(&self) -> usize {
-        self.flow.concurrency.saturating_add(self.flow.concurrency.min(self.flow.batch))
-    }
-
-    /// The prefetch to ask RabbitMQ for.
+    /// The prefetch to ask RabbitMQ for. Messages are acknowledged when they are accepted, which is before they are posted: so few are
+    /// enough for the next batches to be there in time, however many posts are under way.
     pub fn prefetch(&self) -> u16 {
         match self.amqp.prefetch {
-            0 => u16::try_from(self.window().saturating_mul(2)).unwrap_or(u16::MAX),
+            0 => {
+                let most = self.flow.window(self.flow.concurrency).saturating_mul(2);
+                u16::try_from(self.flow.batch.saturating_mul(4).min(most)).unwrap_or(u16::MAX)
+            }
             prefetch => prefetch,
         }
     }

@@ -26,6 +26,11 @@ pub(super) fn hold(usual: Duration) -> Duration {
 }
 
 #[inline]
+pub(super) fn keep(usual: Duration) -> Duration {
+    usual
+}
+
+#[inline]
 pub(super) fn panic_on(_: Panic, _: &[u8]) {}
 
 #[inline]

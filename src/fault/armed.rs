@@ -19,6 +19,7 @@ struct Faults {
     broken: Vec<Rule>,
     bad_ack: AtomicBool,
     hold: Option<Duration>,
+    keep: Option<Duration>,
     panic_on_read: Option<String>,
     panic_on_post: Option<String>,
 }
@@ -44,16 +45,18 @@ fn parse(list: &str) -> Result<Faults, String> {
             }
             ("break", name) => faults.broken.push(Rule::from_str(name, false)?),
             ("bad_ack", "") => faults.bad_ack = AtomicBool::new(true),
-            ("hold_ms", n) => {
-                let n = n.parse().map_err(|_| format!("{n:?} is no number"))?;
-                faults.hold = Some(Duration::from_millis(n));
-            }
+            ("hold_ms", n) => faults.hold = Some(millis(n)?),
+            ("keep_ms", n) => faults.keep = Some(millis(n)?),
             ("panic_on_read", text) => faults.panic_on_read = Some(text.to_owned()),
             ("panic_on_post", text) => faults.panic_on_post = Some(text.to_owned()),
             _ => return Err(format!("there is no fault {fault:?}")),
         }
     }
     Ok(faults)
+}
+
+fn millis(n: &str) -> Result<Duration, String> {
+    n.parse().map(Duration::from_millis).map_err(|_| format!("{n:?} is no number"))
 }
 
 fn is_due(point: Point) -> bool {
@@ -91,6 +94,10 @@ pub(super) fn acks_badly() -> bool {
 
 pub(super) fn hold(usual: Duration) -> Duration {
     faults().hold.unwrap_or(usual)
+}
+
+pub(super) fn keep(usual: Duration) -> Duration {
+    faults().keep.unwrap_or(usual)
 }
 
 pub(super) fn panic_on(panic: Panic, body: &[u8]) {

@@ -9,6 +9,7 @@
 //! | `break=RULE` | it does without this [`Rule`], so that a test can see its checks fail |
 //! | `bad_ack` | it acknowledges what was never delivered, once, for which RabbitMQ closes the channel |
 //! | `hold_ms=N` | a batch that cannot be accepted is given back after so many milliseconds |
+//! | `keep_ms=N` | messages are kept unacknowledged for so many milliseconds at most |
 //! | `panic_on_read=TEXT` | it panics while it reads a message with this text |
 //! | `panic_on_post=TEXT` | it panics before it posts a lead with this text |
 
@@ -130,6 +131,12 @@ pub fn acks_badly() -> bool {
 #[inline]
 pub fn hold(usual: Duration) -> Duration {
     build::hold(usual)
+}
+
+/// How long messages are kept unacknowledged at most: this long, unless told otherwise.
+#[inline]
+pub fn keep(usual: Duration) -> Duration {
+    build::keep(usual)
 }
 
 /// Panics here, if this is a message for that.

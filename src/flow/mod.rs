@@ -5,31 +5,36 @@
 //!   admission ┤ rate:   posts per second, shared by the destination's workers
 //!             ├ hold:   a Retry-After holds the whole destination back
 //!             └ circuit: closed, open, probing
-//!   slots: posts under way
+//!   slots: posts under way, as many as the API can take: see [`limit`]
 //! ```
 //!
 //! # Rules
 //! - What is needed to send is reserved before a message is taken, so that an accepted lead is sent at once and the backlog stays
 //!   in RabbitMQ, where people watch it.
 //! - A post that is not admitted any more is not made: its lead is handed back, uncharged.
-//! - [`circuit`] and [`rate`] are pure: time enters as an argument.
+//! - [`circuit`], [`limit`] and [`rate`] are pure: time enters as an argument.
 
 mod circuit;
+mod limit;
+mod places;
 mod rate;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde::Serialize;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 pub use circuit::{Change, CircuitState, Signal};
+pub use limit::Load;
+pub use places::{Places, Taken};
 
-use crate::config::Settings;
+use crate::config::{self, Settings};
 use crate::lead::LeadId;
 use crate::reason::Reason;
 use circuit::Circuit;
+use limit::Limit;
 use rate::Rate;
 
 /// What a hold is, in words.
@@ -38,11 +43,11 @@ pub const HELD: &str = "the destination asked to be left alone (Retry-After)";
 /// Shared flow control of one worker.
 #[derive(Debug)]
 pub struct Flow {
-    /// A permit for each lead in hand.
-    pub window: Arc<Semaphore>,
-    /// A permit for each post under way.
-    pub slots: Arc<Semaphore>,
-    concurrency: usize,
+    /// A place for each lead in hand.
+    pub window: Places,
+    /// A place for each post under way.
+    pub slots: Places,
+    settings: config::Flow,
     gate: Mutex<Gate>,
     changed: Notify,
     news: Notify,
@@ -51,6 +56,7 @@ pub struct Flow {
 #[derive(Debug)]
 struct Gate {
     circuit: Circuit,
+    limit: Limit,
     rate: Option<Rate>,
     rate_of_all: f64,
     hold: Option<(Instant, Reason)>,
@@ -80,7 +86,7 @@ pub struct FlowStatus {
     pub hold_s: Option<f64>,
     /// Posts under way.
     pub posting: usize,
-    /// Posts that may be under way.
+    /// Posts that may be under way, as far as is known of the API.
     pub concurrency: usize,
     /// This worker's share of the rate limit, per second; `None` without one.
     pub rate_per_s: Option<f64>,
@@ -90,16 +96,18 @@ impl Flow {
     /// Flow control for these settings.
     pub fn new(settings: &Settings) -> Self {
         let flow = &settings.flow;
+        let limit = Limit::new(flow.min_concurrency, flow.concurrency, Instant::now());
         Self {
-            window: Arc::new(Semaphore::new(settings.window())),
-            slots: Arc::new(Semaphore::new(flow.concurrency)),
-            concurrency: flow.concurrency,
+            window: Places::new(flow.window(limit.posts())),
+            slots: Places::new(limit.posts()),
+            settings: flow.clone(),
             gate: Mutex::new(Gate {
                 circuit: Circuit::new(
                     flow.open_after,
                     Duration::from_millis(flow.probe_initial_ms),
                     Duration::from_millis(flow.probe_max_ms),
                 ),
+                limit,
                 rate: (flow.rate_per_s > 0.0).then(|| Rate::new(flow.rate_per_s, Instant::now())),
                 rate_of_all: flow.rate_per_s,
                 hold: None,
@@ -153,6 +161,18 @@ impl Flow {
             self.news.notify_one();
         }
         change
+    }
+
+    /// Takes in what a post says of the API's capacity.
+    pub fn weigh(&self, load: Load, took: Duration, now: Instant) {
+        let under_way = self.slots.taken();
+        let mut gate = self.lock();
+        gate.limit.record(load, took, under_way, now);
+        let posts = gate.limit.posts();
+        if posts != self.slots.size() {
+            self.slots.resize(posts);
+            self.window.resize(self.settings.window(posts));
+        }
     }
 
     /// Holds the whole destination back.
@@ -230,8 +250,8 @@ impl Flow {
             circuit: gate.circuit.state(),
             cause: gate.circuit.cause().map(|cause| cause.text.clone()),
             hold_s,
-            posting: self.concurrency.saturating_sub(self.slots.available_permits()),
-            concurrency: self.concurrency,
+            posting: self.slots.taken(),
+            concurrency: self.slots.size(),
             rate_per_s: gate.rate.as_ref().map(Rate::per_s),
         }
     }

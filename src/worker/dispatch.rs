@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -21,7 +21,7 @@ use super::verdict::{Facts, MAX_SUSPICIONS, Policy, again};
 use crate::auth::{AuthError, Token, Tokens};
 use crate::destination::{LeadApi, Outcome};
 use crate::fault::{self, Panic, Point};
-use crate::flow::{Change, Flow, Signal};
+use crate::flow::{Change, Flow, Load, Signal, Taken};
 use crate::http::Exchange;
 use crate::lead::{Lead, LeadId, LeadRules};
 use crate::ledger::{Attempt, End, LeadState, Leased, Next, RequestKind, Settlement};
@@ -69,11 +69,11 @@ pub(super) struct Settling {
 }
 
 impl Dispatch {
-    /// Carries a lead to where it can be settled. The permit is let go when that is on its way.
+    /// Carries a lead to where it can be settled. The place is free when that is on its way.
     pub(super) async fn carry(
         self: Arc<Self>,
         in_hand: InHand,
-        permit: OwnedSemaphorePermit,
+        place: Taken,
         settle: mpsc::Sender<Settling>,
     ) {
         let (leased, is_probe) = (in_hand.leased.clone(), in_hand.is_probe);
@@ -85,7 +85,7 @@ impl Dispatch {
         if settle.send(settling).await.is_err() {
             tracing::error!(lead.id = %leased.id, "nobody settles any more; the lease will run out");
         }
-        drop(permit);
+        drop(place);
     }
 
     async fn post(&self, in_hand: InHand) -> Settling {
@@ -115,7 +115,7 @@ impl Dispatch {
         let key = lead.key().filter(|_| leased.in_doubt).map(str::to_owned);
         fault::panic_on(Panic::OnPost, &body);
         let body = lead.rebuilt().unwrap_or(body);
-        let slot = self.flow.slots.acquire().await;
+        let slot = self.flow.slots.take().await;
         let next = trip.send(body, key).await.unwrap_or_else(|next| *next);
         drop(slot);
         trip.settling(next)
@@ -186,6 +186,18 @@ impl Request<'_> {
             Request::Post(_) => RequestKind::Post,
             Request::Query(_) => RequestKind::Query,
         }
+    }
+}
+
+/// What an answer, or the want of one, says of the API's load.
+fn load(outcome: &Outcome, exchange: &Exchange) -> Load {
+    match (outcome, exchange) {
+        (Outcome::Retry(..), Exchange::Answered(_)) => Load::Refused,
+        (Outcome::Uncertain(_), Exchange::Unknown(_)) => Load::Silent,
+        // Errors come quickly, or late, for reasons of their own.
+        (Outcome::Uncertain(_) | Outcome::Systemic(_) | Outcome::Unauthorized(_), _) => Load::Unknown,
+        (_, Exchange::Answered(_)) => Load::Answered,
+        (_, Exchange::NotSent(_) | Exchange::Unknown(_)) => Load::Unknown,
     }
 }
 
@@ -283,6 +295,7 @@ impl Trip<'_> {
                 Request::Query(_) => Point::Queried,
             });
             drop(under_way);
+            self.dispatch.flow.weigh(load(&outcome, &exchange), started_at.elapsed(), Instant::now());
             let outcome = match outcome {
                 Outcome::Unauthorized(reason) if tokens.is_fixed() => {
                     Outcome::Systemic(reason.preceded_by(&format!("the credentials are refused ({})", tokens.hint())))

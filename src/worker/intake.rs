@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -26,7 +26,7 @@ use super::settle::AGAIN;
 use crate::broker::{Inbox, Link, Message, Want};
 use crate::config::Settings;
 use crate::fault::{self, Point, Rule};
-use crate::flow::{self, Admission, Flow};
+use crate::flow::{self, Admission, Flow, Taken};
 use crate::lead::{LeadId, LeadRules};
 use crate::ledger::{Doubts, Ledger, LedgerError};
 use crate::metrics::Metrics;
@@ -40,6 +40,10 @@ const SUSPICIOUS_DELIVERIES: u64 = 5;
 
 /// More are not accepted in one transaction, unless a single message is larger.
 const MAX_BATCH_BYTES: usize = 8 * 1024 * 1024;
+
+/// So long a message is kept without an acknowledgement at most. RabbitMQ gives up on a consumer after half an hour, counts all that it kept as
+/// delivered once more, and so sends to the dead letters what was only slow to be sent.
+const KEEP: Duration = Duration::from_secs(10 * 60);
 
 /// How long stopping waits for the consumer to be cancelled.
 const CANCEL_WAIT: Duration = Duration::from_secs(5);
@@ -143,11 +147,13 @@ impl Intake {
                 self.absorb_at = Instant::now() + LOOK_AROUND;
                 self.accept.absorb().await;
             }
-            let now = Instant::now();
-            let turn = match self.flow.admission(now) {
-                Admission::Wait(until) => self.wait(until, &stop).await,
-                Admission::Probe(avoid) => self.probe(avoid, &stop).await,
-                Admission::Flow => self.turn(&stop).await,
+            let turn = match self.park_old().await {
+                Ok(()) => match self.flow.admission(Instant::now()) {
+                    Admission::Wait(until) => self.wait(until, &stop).await,
+                    Admission::Probe(avoid) => self.probe(avoid, &stop).await,
+                    Admission::Flow => self.turn(&stop).await,
+                },
+                Err(error) => Err(error),
             };
             match turn {
                 Ok(()) => failures = 0,
@@ -231,16 +237,40 @@ impl Intake {
             let mut more = Vec::new();
             self.inbox.take_now(&mut more, room);
             self.taken.extend(more);
-            let batch = self.next_batch(room);
-            if batch.is_empty() {
+            if !self.park_some(room).await? {
                 return Ok(());
             }
-            let accepted = self.accept.accept(batch, None).await;
-            for receipt in accepted.receipts {
-                self.inbox.acknowledge(receipt);
+        }
+    }
+
+    /// Parks up to so many messages of those that were taken; `false` if there was none.
+    async fn park_some(&mut self, most: usize) -> Result<bool, LedgerError> {
+        let batch = self.next_batch(most);
+        if batch.is_empty() {
+            return Ok(false);
+        }
+        let accepted = self.accept.accept(batch, None).await;
+        for receipt in accepted.receipts {
+            self.inbox.acknowledge(receipt);
+        }
+        accepted.error.map_or(Ok(true), Err)
+    }
+
+    /// Parks what has waited in hand for too long, because leads are sent so slowly.
+    async fn park_old(&mut self) -> Result<(), LedgerError> {
+        let keep = fault::keep(KEEP);
+        loop {
+            // In the order of their arrival: when the first is not old, none is.
+            let most = if self.taken.is_empty() { 1 } else { self.settings.flow.batch.saturating_sub(self.taken.len()) };
+            let is_old = |message: &Message| message.arrived_at.elapsed() > keep;
+            if self.taken.is_empty() || self.taken.front().is_some_and(is_old) {
+                let mut more = Vec::new();
+                self.inbox.take_now(&mut more, most);
+                self.taken.extend(more);
             }
-            if let Some(error) = accepted.error {
-                return Err(error);
+            let old = self.taken.iter().take_while(|message| is_old(message)).count();
+            if old == 0 || !self.park_some(old.min(self.settings.flow.batch)).await? {
+                return Ok(());
             }
         }
     }
@@ -249,7 +279,7 @@ impl Intake {
     async fn turn(&mut self, stop: &CancellationToken) -> Result<(), LedgerError> {
         self.inbox.want(Want::Messages);
         let Some(mut permit) = self.reserve(stop).await else { return Ok(()) };
-        let places = permit.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+        let places = permit.as_ref().map_or(0, Taken::count);
 
         let mut used = 0;
         let now = Instant::now();
@@ -271,7 +301,7 @@ impl Intake {
         if used < places {
             self.fill(places - used, stop).await;
             if !self.taken.is_empty() && !self.has_token(stop).await {
-                self.flow.give_back(permit.as_ref().map_or(0, OwnedSemaphorePermit::num_permits));
+                self.flow.give_back(permit.as_ref().map_or(0, Taken::count));
                 return Ok(());
             }
             let batch = self.next_batch(places - used);
@@ -279,7 +309,7 @@ impl Intake {
                 self.accept_for(batch, &mut permit, false).await?;
             }
         }
-        let unused = permit.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+        let unused = permit.as_ref().map_or(0, Taken::count);
         self.flow.give_back(unused);
         Ok(())
     }
@@ -300,30 +330,26 @@ impl Intake {
     }
 
     /// Reserves at least one place, and as many as are free, up to a batch.
-    async fn reserve(&self, stop: &CancellationToken) -> Option<Option<OwnedSemaphorePermit>> {
+    async fn reserve(&self, stop: &CancellationToken) -> Option<Option<Taken>> {
         let first = tokio::select! {
             () = stop.cancelled() => return None,
             // The circuit may open while all places are taken, or the ledger go away.
             () = self.flow.changed() => return None,
             () = tokio::time::sleep(LOOK_AROUND) => return None,
-            permit = Arc::clone(&self.flow.window).acquire_owned() => permit.ok()?,
+            taken = self.flow.window.take() => taken,
         };
-        let mut permit = first;
-        let more = self.flow.window.available_permits().min(self.settings.flow.batch - 1);
-        if more > 0
-            && let Ok(more) =
-                Arc::clone(&self.flow.window).try_acquire_many_owned(u32::try_from(more).unwrap_or(u32::MAX))
-        {
-            permit.merge(more);
+        let mut places = first;
+        if let Some(more) = self.flow.window.take_now(self.settings.flow.batch - 1) {
+            places.merge(more);
         }
-        match self.flow.reserve(permit.num_permits(), Instant::now()) {
+        match self.flow.reserve(places.count(), Instant::now()) {
             Ok(admitted) => {
                 // What the rate does not admit is let go.
-                drop(permit.split(permit.num_permits() - admitted));
-                Some(Some(permit))
+                drop(places.split(places.count() - admitted));
+                Some(Some(places))
             }
             Err(until) => {
-                drop(permit);
+                drop(places);
                 tokio::select! {
                     () = stop.cancelled() => {}
                     () = self.flow.changed() => {}
@@ -397,7 +423,7 @@ impl Intake {
         limit: usize,
         avoid: Vec<LeadId>,
         doubts: Doubts,
-        permit: &mut Option<OwnedSemaphorePermit>,
+        permit: &mut Option<Taken>,
         is_probe: bool,
     ) -> usize {
         let token = Uuid::new_v4();
@@ -430,7 +456,7 @@ impl Intake {
     pub(super) async fn accept_for(
         &mut self,
         batch: Vec<Message>,
-        permit: &mut Option<OwnedSemaphorePermit>,
+        permit: &mut Option<Taken>,
         is_probe: bool,
     ) -> Result<(), LedgerError> {
         if fault::breaks(Rule::CommitBeforeAck) {
@@ -449,18 +475,15 @@ impl Intake {
         accepted.error.map_or(Ok(()), Err)
     }
 
-    async fn send(&self, in_hand: InHand, permit: &mut Option<OwnedSemaphorePermit>) {
+    async fn send(&self, in_hand: InHand, permit: &mut Option<Taken>) {
         let place = match permit {
-            Some(places) if places.num_permits() > 1 => places.split(1),
+            Some(places) if places.count() > 1 => Some(places.split(1)),
             _ => permit.take(),
         };
         let place = match place {
             Some(place) => place,
-            // One place was reserved for each; the window is never closed.
-            None => match Arc::clone(&self.flow.window).acquire_owned().await {
-                Ok(place) => place,
-                Err(_) => return,
-            },
+            // One place was reserved for each.
+            None => self.flow.window.take().await,
         };
         self.posts.spawn(Arc::clone(&self.dispatch).carry(in_hand, place, self.settle.clone()));
     }

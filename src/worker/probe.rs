@@ -1,14 +1,13 @@
 //! The probe: one lead is sent to find out whether posts can go on.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::intake::Intake;
 use crate::broker::Want;
+use crate::flow::Taken;
 use crate::lead::LeadId;
 use crate::ledger::{Doubts, LedgerError};
 
@@ -24,7 +23,7 @@ impl Intake {
             self.dispatch.no_token(&error, true);
             return Ok(());
         }
-        let Ok(permit) = Arc::clone(&self.flow.window).try_acquire_owned() else {
+        let Some(permit) = self.flow.window.take_now(1) else {
             // Everything in hand is on its way back; a place is free in a moment.
             tokio::select! {
                 () = stop.cancelled() => {}
@@ -48,7 +47,7 @@ impl Intake {
     async fn find_probe(
         &mut self,
         avoid: Vec<LeadId>,
-        permit: OwnedSemaphorePermit,
+        permit: Taken,
         stop: &CancellationToken,
     ) -> Result<bool, LedgerError> {
         let mut permit = Some(permit);

@@ -64,12 +64,10 @@ pub fn check(settings: &Settings) -> Result<(), Vec<String>> {
     }
     require(!amqp.queue.is_empty(), "amqp.queue is empty: name the queue to consume".to_owned());
     require(
-        usize::from(settings.prefetch()) >= flow.concurrency,
+        flow.min_concurrency <= flow.concurrency,
         format!(
-            "amqp.prefetch ({}) is below flow.concurrency ({}): slots would idle; set amqp.prefetch to 0 or at least {}",
-            amqp.prefetch,
-            flow.concurrency,
-            settings.window()
+            "flow.min_concurrency ({}) is above flow.concurrency ({}): lower it, or raise the other; the same number for both is a fixed one",
+            flow.min_concurrency, flow.concurrency
         ),
     );
     require(
@@ -186,7 +184,7 @@ mod tests {
             (|s| s.flow.lease_ms = 85_000, ["flow.lease_ms", "destination.request.timeout_ms"]),
             (|s| s.destination.auth.timeout_ms = 45_000, ["flow.lease_ms", "destination.auth.timeout_ms"]),
             (|s| s.destination.request.timeout_ms = u64::MAX, ["flow.lease_ms", "destination.request.timeout_ms is"]),
-            (|s| s.amqp.prefetch = 10, ["amqp.prefetch", "flow.concurrency"]),
+            (|s| s.flow.min_concurrency = 2_000, ["flow.min_concurrency", "flow.concurrency"]),
             (|s| s.destination.request.connect_timeout_ms = 30_000, ["connect_timeout_ms", "request.timeout_ms"]),
             (|s| s.shutdown.grace_ms = 1_000, ["shutdown.grace_ms", "request.timeout_ms"]),
             (|s| s.retry.initial_ms = 4_000_000, ["retry.initial_ms", "retry.max_ms"]),

@@ -1,0 +1,96 @@
+//! RabbitMQ and Postgres as `scripts/services` gives them, and the worker's binary.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context as _, bail, ensure};
+use sqlx::{Connection as _, PgConnection};
+
+use crate::measure::{self, Cpu};
+
+const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+
+/// Where they are, and their processes where those can be seen.
+pub struct Servers {
+    pub amqp_url: String,
+    pub database_url: String,
+    rabbitmq: Option<u32>,
+    postgres: Option<u32>,
+    were_down: bool,
+}
+
+/// The worker in release mode, without what tests break on purpose.
+pub fn build() -> anyhow::Result<PathBuf> {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(ROOT).args(["build", "--release", "--locked", "--bin", "leadpost", "--message-format=json-render-diagnostics"]);
+    let built = cargo.stderr(std::process::Stdio::inherit()).output().context("cannot run cargo")?;
+    ensure!(built.status.success(), "the worker does not build");
+    let artifacts = String::from_utf8_lossy(&built.stdout);
+    let executable = artifacts.lines().rev().find_map(|line| {
+        let artifact: serde_json::Value = serde_json::from_str(line).ok()?;
+        artifact["executable"].as_str().map(PathBuf::from)
+    });
+    executable.context("cargo does not say where the worker is")
+}
+
+fn services(arguments: &[&str]) -> anyhow::Result<String> {
+    let script = format!("{ROOT}/scripts/services");
+    let output = Command::new(&script).args(arguments).stderr(std::process::Stdio::inherit()).output()?;
+    ensure!(output.status.success(), "{script} {} has failed", arguments.join(" "));
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+impl Servers {
+    pub async fn up() -> anyhow::Result<Self> {
+        let quiet = Command::new(format!("{ROOT}/scripts/services")).arg("env").output()?;
+        let were_down = !quiet.status.success();
+        services(&["up"])?;
+        let lines = services(&["env"])?;
+        let value = |name: &str| {
+            let line = lines.lines().find_map(|line| line.strip_prefix(&format!("export {name}='")));
+            line.map(|value| value.trim_end_matches('\'').to_owned()).filter(|value| !value.is_empty())
+        };
+        let Some((amqp_url, database_url)) = value("AMQP_URL").zip(value("DATABASE_URL")) else {
+            bail!("scripts/services env does not say where the servers are");
+        };
+        let postgres = value("LEADPOST_SERVICES_PG_DATA").and_then(|data| {
+            let pid = std::fs::read_to_string(format!("{data}/postmaster.pid")).ok()?;
+            pid.lines().next()?.trim().parse().ok()
+        });
+        let rabbitmq = value("LEADPOST_SERVICES_RABBITMQCTL").and_then(|ctl| {
+            let said = Command::new(ctl).args(["-q", "eval", "os:getpid()."]).output().ok()?;
+            String::from_utf8(said.stdout).ok()?.trim().trim_matches('"').parse().ok()
+        });
+        Ok(Self { amqp_url, database_url, rabbitmq, postgres, were_down })
+    }
+
+    /// Stops what was started here.
+    pub fn down(&self) {
+        if self.were_down
+            && let Err(error) = services(&["down"])
+        {
+            eprintln!("throughput: {error:#}");
+        }
+    }
+
+    pub fn rabbitmq_cpu(&self) -> Option<Cpu> {
+        measure::tree(self.rabbitmq?)
+    }
+
+    pub fn postgres_cpu(&self) -> Option<Cpu> {
+        measure::tree(self.postgres?)
+    }
+
+    /// A connection to this database of the server, or to the one that the URL names.
+    pub async fn connect(&self, database: Option<&str>) -> anyhow::Result<PgConnection> {
+        Ok(PgConnection::connect(&self.url_of(database)?).await?)
+    }
+
+    pub fn url_of(&self, database: Option<&str>) -> anyhow::Result<String> {
+        let mut url = url::Url::parse(&self.database_url)?;
+        if let Some(database) = database {
+            url.set_path(database);
+        }
+        Ok(url.into())
+    }
+}
