@@ -7,7 +7,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::intake::Intake;
+use super::intake::{Intake, LOOK_AROUND};
 use crate::broker::Want;
 use crate::lead::LeadId;
 use crate::ledger::{Doubts, LedgerError};
@@ -25,10 +25,11 @@ impl Intake {
             return Ok(());
         }
         let Ok(permit) = Arc::clone(&self.flow.window).try_acquire_owned() else {
-            // Everything in hand is on its way back; a place is free in a moment.
+            // Everything in hand is on its way back.
             tokio::select! {
                 () = stop.cancelled() => {}
-                () = tokio::time::sleep(Duration::from_millis(10)) => {}
+                _ = self.flow.window.acquire() => {}
+                () = tokio::time::sleep(LOOK_AROUND) => {}
             }
             return Ok(());
         };
