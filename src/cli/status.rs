@@ -64,7 +64,7 @@ pub(super) async fn run(args: StatusArgs, source: &Source) -> anyhow::Result<Exi
     }
     if status.aside > 0 {
         print(&format!(
-            "warning: {} messages are set aside: somebody has locked their leads in Postgres",
+            "warning: {} messages are set aside: somebody has locked their leads in Postgres, or it refuses them",
             status.aside
         ))?;
     }

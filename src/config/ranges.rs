@@ -11,7 +11,7 @@ const YEAR: f64 = 366.0 * DAY;
 const MIB: f64 = 1024.0 * 1024.0;
 
 /// Each number's key, its least and its greatest value.
-const RANGES: [(&str, f64, f64); 35] = [
+const RANGES: [(&str, f64, f64); 36] = [
     ("amqp.prefetch", 0.0, 65_535.0),
     // Below 2, healthy brokers look dead.
     ("amqp.heartbeat_s", 2.0, 600.0),

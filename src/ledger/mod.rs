@@ -121,9 +121,10 @@ impl LedgerError {
         Self::Database { doing, source: Problem(error) }
     }
 
-    /// Whether the data itself was refused (SQLSTATE classes 22 and 23), so that trying again cannot help.
+    /// Whether the data itself was refused (SQLSTATE classes 22, 23 and 44, and what a trigger raises: P0001), so that trying again cannot
+    /// help.
     pub fn is_about_data(&self) -> bool {
-        self.sqlstate().is_some_and(|code| code.starts_with("22") || code.starts_with("23"))
+        self.sqlstate().is_some_and(|code| ["22", "23", "44", "P0001"].iter().any(|class| code.starts_with(class)))
     }
 
     /// Whether less at a time may get through: it was too much for a statement's time, the server's memory or its limits.

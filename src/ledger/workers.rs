@@ -136,6 +136,20 @@ impl Ledger {
                     .bind(id)
                     .execute(&mut *transaction)
                     .await?;
+                    // What only some messages need: a message that comes back for want of these would come again at once.
+                    sqlx::query("insert into replays (lead_id, from_state, kind, replayed_by) values ($1, 'rejected', 'message', $2)")
+                        .bind(id)
+                        .bind(&*ledger.queue)
+                        .execute(&mut *transaction)
+                        .await?;
+                    sqlx::query(
+                        "insert into aside (destination, queue, lead_id, body, redelivered, replay) values ($1, $2, $3, '', false, false)",
+                    )
+                    .bind(&*ledger.destination)
+                    .bind(&*ledger.queue)
+                    .bind(id)
+                    .execute(&mut *transaction)
+                    .await?;
                     transaction.rollback().await
                 }
             })

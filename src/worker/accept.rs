@@ -106,8 +106,9 @@ impl Accept {
             // Each half may take a statement's whole time; when all of it is slow, there would be no end to it.
             let is_too_much = error.is_about_size() && since.elapsed() < hold();
             let is_splittable = (error.is_about_data() || is_too_much) && arrivals.len() > 1;
-            let is_locked = error.is_about_locks();
-            if unknown && lease.is_some() && (is_splittable || is_locked) {
+            // After a try of which nobody knows how it ended, the lock may be its own: set aside, its messages would count as others.
+            let is_locked = error.is_about_locks() && !unknown;
+            if unknown && lease.is_some() && is_splittable {
                 // Another try may still be committed under this token; what follows needs one of its own.
                 accepted.orphans.push(token);
                 token = Uuid::new_v4();
@@ -130,8 +131,9 @@ impl Accept {
                 on_lock = OnLock::Skip;
                 continue;
             }
-            if is_locked {
-                // Not a row: an id that somebody is about to insert, or the whole table.
+            if is_locked || error.is_about_data() {
+                // Not a row: an id that somebody is about to insert, or the whole table. Or a message that is refused whatever is left of it:
+                // given back, it would come again and again, and take its neighbours to the delivery limit.
                 let mut fates = vec![None; arrivals.len()];
                 self.set_aside(&arrivals, &mut fates, accepted).await;
                 return fates;
@@ -153,7 +155,7 @@ impl Accept {
         }
     }
 
-    /// Sets aside what has no fate because somebody has locked its lead.
+    /// Sets aside what has no fate because somebody has locked its lead, or Postgres refuses it.
     async fn set_aside(&self, arrivals: &Arc<[Arrival]>, fates: &mut [Option<Fate>], accepted: &mut Accepted) {
         let locked: Arc<[Arrival]> = arrivals
             .iter()
@@ -165,7 +167,7 @@ impl Accept {
             Ok(()) => {
                 tracing::warn!(
                     messages = locked.len(),
-                    "somebody has locked the leads of these messages; they are set aside until that ends"
+                    "somebody has locked the leads of these messages, or Postgres refuses them; they are set aside until that ends"
                 );
                 for (arrival, fate) in arrivals.iter().zip(fates) {
                     fate.get_or_insert(Fate::Aside(arrival.id));

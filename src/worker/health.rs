@@ -35,8 +35,8 @@ pub struct Health {
 
 #[derive(Debug)]
 struct State {
-    /// Why what cannot be done with the ledger now fails, and since when every try has.
-    failing: BTreeMap<Doing, (String, Instant)>,
+    /// What cannot be done with the ledger now.
+    failing: BTreeMap<Doing, Failing>,
     /// When it came back, after having been away.
     ledger_back_at: Option<Instant>,
     /// Whether there are results that could not be settled yet.
@@ -45,9 +45,26 @@ struct State {
     turned_at: Instant,
 }
 
+/// Something that fails.
+#[derive(Debug)]
+struct Failing {
+    why: String,
+    /// Since when every try has.
+    since: Instant,
+    /// When the last one did.
+    last: Instant,
+}
+
+impl Failing {
+    fn now(why: String) -> Self {
+        let now = Instant::now();
+        Self { why, since: now, last: now }
+    }
+}
+
 impl State {
     fn down_since(&self) -> Option<Instant> {
-        self.failing.values().map(|(_, since)| *since).min()
+        self.failing.values().map(|failing| failing.since).min()
     }
 }
 
@@ -91,7 +108,7 @@ pub struct Dependency {
 impl Health {
     pub(super) fn new(flow: Arc<Flow>, tokens: Tokens, metrics: Arc<Metrics>) -> Self {
         let state = State {
-            failing: BTreeMap::from([(Doing::Anything, ("not connected yet".to_owned(), Instant::now()))]),
+            failing: BTreeMap::from([(Doing::Anything, Failing::now("not connected yet".to_owned()))]),
             ledger_back_at: None,
             settling_late: None,
             link: None,
@@ -117,7 +134,7 @@ impl Health {
         self.mend(BTreeMap::clear);
     }
 
-    fn mend(&self, mend: impl FnOnce(&mut BTreeMap<Doing, (String, Instant)>)) {
+    fn mend(&self, mend: impl FnOnce(&mut BTreeMap<Doing, Failing>)) {
         let mut state = self.lock();
         let since = state.down_since();
         mend(&mut state.failing);
@@ -132,14 +149,17 @@ impl Health {
 
     pub(super) fn ledger_is_down(&self, doing: Doing, error: &LedgerError) {
         let mut state = self.lock();
-        let since = state.failing.get(&doing).map_or_else(Instant::now, |(_, since)| *since);
-        state.failing.insert(doing, (chain(error), since));
+        let failing = Failing::now(chain(error));
+        let since = state.failing.get(&doing).map_or(failing.since, |before| before.since);
+        state.failing.insert(doing, Failing { since, ..failing });
         self.metrics.postgres_up.set(0);
     }
 
-    /// For how long something that has to be done with the ledger has failed.
+    /// For how long leads could not be accepted, or not be settled.
     pub(super) fn ledger_down_for(&self) -> Duration {
-        self.lock().down_since().map_or(Duration::ZERO, |since| since.elapsed())
+        let state = self.lock();
+        let since = [Doing::Accept, Doing::Settle].iter().filter_map(|doing| Some(state.failing.get(doing)?.since)).min();
+        since.map_or(Duration::ZERO, |since| since.elapsed())
     }
 
     /// For how long the ledger has been back, if it was away for long.
@@ -180,9 +200,10 @@ impl Health {
             Some(Link::Down(why)) => down(&why),
             Some(Link::Closed) => down("closed"),
         };
-        let postgres = match state.failing.values().next() {
+        // What failed last says how things are now.
+        let postgres = match state.failing.values().max_by_key(|failing| failing.last) {
             None => up("writable"),
-            Some((why, _)) => down(why),
+            Some(failing) => down(&failing.why),
         };
         drop(state);
         let tokens = self.tokens.status();

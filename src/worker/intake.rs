@@ -129,7 +129,7 @@ impl Intake {
                 tracing::error!("the broker's supervisor has ended by itself");
                 break;
             }
-            // The settle loop may have found out first: with all places taken, nothing is accepted that could.
+            // The settle loop may find out first: with all places taken, nothing is accepted that could.
             let down_for = self.health.ledger_down_for();
             if writable && down_for > hold() {
                 let down_ms = u64::try_from(down_for.as_millis()).unwrap_or(u64::MAX);
@@ -185,16 +185,20 @@ impl Intake {
         loop {
             let status = serde_json::to_value(self.flow.status(Instant::now())).unwrap_or_default();
             let asked_at = Instant::now();
-            let proven = match self.ledger.rehearse().await {
-                Ok(()) => self.ledger.heartbeat(status, None).await,
-                Err(error) => Err(error),
-            };
-            match proven {
-                Ok(beat) => {
+            match self.ledger.rehearse().await {
+                Ok(()) => {
                     self.health.ledger_is_proven();
-                    // A hold outlives the worker that was told.
-                    if let Some(hold) = beat.hold {
-                        self.flow.hold(hold, &Reason::new("held", flow::HELD), asked_at);
+                    // A hold outlives the worker that was told. Leads flow without it, too.
+                    match self.ledger.heartbeat(status, None).await {
+                        Ok(beat) => {
+                            if let Some(hold) = beat.hold {
+                                self.flow.hold(hold, &Reason::new("held", flow::HELD), asked_at);
+                            }
+                        }
+                        Err(error) => {
+                            self.health.ledger_is_down(Doing::Anything, &error);
+                            tracing::warn!(error = %chain(&error), "could not write the heartbeat");
+                        }
                     }
                     return true;
                 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::intake::Intake;
+use super::intake::{Intake, LOOK_AROUND};
 use crate::broker::Want;
 use crate::flow::Taken;
 use crate::lead::LeadId;
@@ -24,10 +24,11 @@ impl Intake {
             return Ok(());
         }
         let Some(permit) = self.flow.window.take_now(1) else {
-            // Everything in hand is on its way back; a place is free in a moment.
+            // Everything in hand is on its way back.
             tokio::select! {
                 () = stop.cancelled() => {}
-                () = tokio::time::sleep(Duration::from_millis(10)) => {}
+                _ = self.flow.window.take() => {}
+                () = tokio::time::sleep(LOOK_AROUND) => {}
             }
             return Ok(());
         };

@@ -281,6 +281,29 @@ async fn an_accept_that_was_given_up_on_a_stalled_connection_does_not_come_throu
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_commit_that_arrives_long_after_its_accept_was_given_up_is_not_taken_for_another_message() {
+    let (mut world, proxy) = proxied().await;
+    // Nobody looks for leases that ran out: all is up to the worker that made them.
+    world.settings.flow.poll_ms = 60_000;
+    world.sandbox.faults().rule("refused", None, ApiFault::status(422));
+    proxy.set_times(Up, Fault::hold_before(&[ACCEPT, "COMMIT"]), 1);
+    let running = world.start().await;
+    let id = world.publish("refused").await;
+    proxy.until_struck(1).await;
+    // The first of them was given up; the others met its lock.
+    world.until("it was tried again and again", async || running.metrics.ledger_failures.get() >= 3).await;
+    assert_eq!(world.state(id).await, None, "nothing is committed");
+    proxy.heal();
+    world.until_state(id, LeadState::Rejected).await;
+    world.others_pass().await;
+    assert_eq!(world.ledger.status().await.unwrap().aside, 0);
+    let lead = world.show(id).await;
+    assert_eq!((lead.state, lead.replays, lead.attempts, lead.received), (LeadState::Rejected, 0, 1, 1), "{lead:?}");
+    assert_eq!((world.story(id).await, world.posts(id)), (vec!["rejected 422".to_owned()], 1));
+    world.finish(running).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_worker_that_loses_the_answers_to_its_claims_posts_each_lead_once_and_charges_none() {
     join_all([Loss::BeforeIt, Loss::AfterIt].map(async |loss| {
         let (world, proxy) = proxied().await;
@@ -333,8 +356,9 @@ async fn a_worker_that_loses_the_answer_to_any_commit_again_and_again_loses_and_
     for n in 0..LOST {
         // Which commit it is, is chance; whether it was done, and how it is found out, too.
         let loss = if n % 7 == 6 { Loss::InSilence } else { Loss::ALL[random.usize(..2)] };
-        proxy.set_times(Up, loss.of(&["COMMIT"]), 1);
+        // Read before: it may strike at once.
         let struck = proxy.notes().struck;
+        proxy.set_times(Up, loss.of(&["COMMIT"]), 1);
         while proxy.notes().struck == struck {
             let name = format!("{}{}x", ["p", "again"][random.usize(..2)], ids.len());
             ids.extend(world.publish_many(&name, 2).await);

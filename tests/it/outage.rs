@@ -2,9 +2,12 @@
 
 use std::time::Duration;
 
+use leadpost::ledger::LeadState;
+use leadpost::sandbox::Fault;
+
 use crate::support::flowing::{Flowing, SHORT};
 use crate::support::servers::{Server, Servers};
-use crate::support::{World, amqp_url};
+use crate::support::{Message, World, amqp_url};
 
 /// The longest pause between two tries of a transaction is 5 s, half as much again by chance; a try has 3 s; and a moment to catch up.
 const BACK: Duration = Duration::from_secs(15);
@@ -54,6 +57,25 @@ async fn an_outage_of_postgres_drops_nothing_from_a_queue_with_a_delivery_limit_
     flowing.finish().await;
 }
 
+/// From now on nothing can be inserted into this table.
+async fn refuse_inserts(world: &World, table: &str, code: &str) {
+    let refuse = format!(
+        "create function refuse() returns trigger language plpgsql \
+         as $$ begin raise 'no space left' using errcode = '{code}'; end $$"
+    );
+    world.execute(&refuse).await;
+    world.execute(&format!("create trigger refuse before insert on {table} execute function refuse()")).await;
+}
+
+impl Flowing {
+    /// No message has been given back more than once.
+    async fn was_delivered_at_most_once_before(&self) {
+        let (_, _, metrics) = self.worker.ask("/metrics").await;
+        let most = metrics.lines().find_map(|line| line.strip_prefix("leadpost_max_delivery_count "));
+        assert!(matches!(most, Some("0" | "1")), "{metrics}");
+    }
+}
+
 /// For a while nothing can be inserted into this table, though all others, and so heartbeats, can be written. More messages are
 /// delivered than can be accepted without it: those are given back once, and not consumed again until it is over.
 async fn outlives_refused_inserts(table: &str) {
@@ -69,10 +91,7 @@ async fn outlives_refused_inserts(table: &str) {
     let world = &flowing.world;
     let mut ids = vec![world.publish("first").await];
     world.until_delivered(&ids).await;
-    let refuse = "create function refuse() returns trigger language plpgsql \
-                  as $$ begin raise 'no space left' using errcode = '53100'; end $$";
-    world.execute(refuse).await;
-    world.execute(&format!("create trigger refuse before insert on {table} execute function refuse()")).await;
+    refuse_inserts(world, table, "53100").await;
     let struck = flowing.strikes();
     ids.extend(world.publish_many("lead", 20).await);
     flowing.until_blamed("postgres", &["no space left"]).await;
@@ -87,9 +106,7 @@ async fn outlives_refused_inserts(table: &str) {
     world.execute(&format!("drop trigger refuse on {table}")).await;
     flowing.was_at_rest(&struck);
     world.until_delivered(&ids).await;
-    let (_, _, metrics) = flowing.worker.ask("/metrics").await;
-    let delivered_before = metrics.lines().find_map(|line| line.strip_prefix("leadpost_max_delivery_count "));
-    assert_eq!(delivered_before, Some("1"), "{metrics}");
+    flowing.was_delivered_at_most_once_before().await;
     for id in &ids {
         assert_eq!((world.posts(*id), world.story(*id).await), (1, vec!["delivered 201".to_owned()]));
     }
@@ -104,4 +121,56 @@ async fn leads_that_cannot_be_inserted_drop_nothing_from_a_queue_with_a_delivery
 #[tokio::test(flavor = "multi_thread")]
 async fn attempts_that_cannot_be_inserted_drop_nothing_from_a_queue_with_a_delivery_limit_of_two() {
     outlives_refused_inserts("attempts").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_that_cannot_be_put_on_record_drops_nothing_from_a_queue_with_a_delivery_limit_of_two() {
+    let world = World::new().await;
+    world.broker.limit_deliveries(2).await;
+    world.sandbox.faults().rule("refused", Some(1), Fault::status(422));
+    let flowing = Flowing::stand(world, &[SHORT.as_slice(), &HOLD_BRIEFLY].concat()).await;
+    let world = &flowing.world;
+    let refused = world.publish("refused").await;
+    world.until_state(refused, LeadState::Rejected).await;
+    refuse_inserts(world, "replays", "53100").await;
+    // Accepted by themselves, the others would get through.
+    world.broker.publish(Message::new(refused, &World::lead("mended"))).await;
+    let others = world.publish_many("other", 5).await;
+    flowing.until_blamed("postgres", &["no space left"]).await;
+    world.until("all are in the queue again", async || world.broker.depth().await > 0).await;
+    let depth = world.broker.depth().await;
+    tokio::time::sleep(4 * HOLD).await;
+    flowing.until_blamed("postgres", &["no space left"]).await;
+    assert_eq!(world.broker.depth().await, depth, "messages were consumed, or lost");
+    world.execute("drop trigger refuse on replays").await;
+    world.until_delivered(&others).await;
+    world.until_delivered(&[refused]).await;
+    assert_eq!(world.story(refused).await, ["rejected 422", "delivered 201"]);
+    flowing.was_delivered_at_most_once_before().await;
+    flowing.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_postgres_refuses_for_good_is_kept_aside_and_its_neighbours_are_delivered() {
+    let world = World::new().await;
+    world.broker.limit_deliveries(2).await;
+    let good = world.publish_many("before", 3).await;
+    let bad = world.publish("refused").await;
+    let after = world.publish_many("after", 3).await;
+    let refuse = "create function refuse() returns trigger language plpgsql \
+                  as $$ begin if convert_from(new.body, 'utf8') like '%refused%' then raise 'not this one'; end if; return new; end $$";
+    world.execute(refuse).await;
+    world.execute("create trigger refuse before insert on leads for each row execute function refuse()").await;
+    let flowing = Flowing::stand(world, &[SHORT.as_slice(), &HOLD_BRIEFLY].concat()).await;
+    let world = &flowing.world;
+    world.until_delivered(&[good, after].concat()).await;
+    world.until("it is set aside", async || world.number("select count(*) from aside").await == 1).await;
+    assert_eq!((world.state(bad).await, world.posts(bad), world.broker.depth().await), (None, 0, 0));
+    let kept: Vec<u8> = sqlx::query_scalar("select body from aside").fetch_one(&world.database.pool).await.unwrap();
+    assert_eq!(kept, World::lead("refused").as_bytes());
+    world.execute("drop trigger refuse on leads").await;
+    world.until_delivered(&[bad]).await;
+    assert_eq!(world.story(bad).await, ["delivered 201"]);
+    flowing.was_delivered_at_most_once_before().await;
+    flowing.finish().await;
 }

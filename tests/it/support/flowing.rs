@@ -1,5 +1,6 @@
 //! Leads that flow, through the real binary, while something is done to its neighbours.
 
+use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -280,7 +281,8 @@ impl Flowing {
         let world = &mut self.world;
         // Its connections may be broken.
         world.ledger = Ledger::new(&world.settings, "test").unwrap();
-        let ids: Vec<Uuid> = world.broker.confirmed().iter().map(|confirmed| confirmed.id.0).collect();
+        let ids: HashSet<Uuid> = world.broker.confirmed().iter().map(|confirmed| confirmed.id.0).collect();
+        let ids = Vec::from_iter(ids);
         let ended = async || {
             // Nothing waits for its time; leases are left alone.
             world.hurry().await;

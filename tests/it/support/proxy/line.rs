@@ -280,6 +280,19 @@ impl<'a> Pump<'a> {
                         return Err(End::Cut);
                     }
                 }
+                Some(Fault::HoldBefore(ref needles)) => {
+                    if let Some((from, _)) = self.search(needles, piece)
+                        && self.strike()
+                    {
+                        to.write_all(&piece[..from]).await?;
+                        self.changed().await?;
+                        to.write_all(&piece[from..]).await?;
+                        self.passed(read);
+                        // Looked at when the next piece comes.
+                        self.orders.mark_changed();
+                        continue;
+                    }
+                }
                 Some(Fault::LoseAnswer(ref needles) | Fault::KeepAnswer(ref needles)) => {
                     if self.search(needles, piece).is_some()
                         && self.strike()

@@ -57,6 +57,8 @@ pub enum Fault {
     Stall,
     /// When these bytes have been seen, one after the other, the connection ends before the last of them have passed.
     CutBefore(Vec<Vec<u8>>),
+    /// As [`Fault::CutBefore`], but the last of them and what follows it are kept, and pass when the fault is lifted.
+    HoldBefore(Vec<Vec<u8>>),
     /// When these bytes have been seen, one after the other, all of them pass, and the other direction is swallowed; when there is
     /// something to swallow, so that the receiver has surely done what it was told, the connection ends.
     LoseAnswer(Vec<Vec<u8>>),
@@ -71,6 +73,10 @@ impl Fault {
 
     pub fn cut_before(seen: &[&str]) -> Self {
         Self::CutBefore(bytes(seen))
+    }
+
+    pub fn hold_before(seen: &[&str]) -> Self {
+        Self::HoldBefore(bytes(seen))
     }
 
     pub fn lose_answer(to: &[&str]) -> Self {
