@@ -23,12 +23,15 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// It begins with so many, which no API minds and many leads a day need no more than.
-const INITIAL: f64 = 64.0;
+/// It begins with so many: hardly an API minds them, and a hundred leads a second need no more.
+const INITIAL: f64 = 16.0;
 
-/// What is left after a sign that it was too much, and after a post without an answer: those cost a doubt each.
+/// What is left after a refusal close to the knee, and after one that comes as a surprise, or hard upon another.
 const AFTER_REFUSAL: f64 = 0.9;
-const AFTER_SILENCE: f64 = 0.7;
+const AFTER_SURPRISE: f64 = 0.6;
+
+/// What is left after a post without an answer: each of them costs a doubt.
+const AFTER_SILENCE: f64 = 0.6;
 
 /// How close below the knee it stays, and for how long, before it looks whether the knee has moved.
 const PLATEAU: f64 = 0.97;
@@ -37,6 +40,10 @@ const PLATEAU_FOR: Duration = Duration::from_secs(20);
 /// The steps in which it looks: of a hundredth, and each twice the one before, up to doubling.
 const FIRST_STEP: f64 = 0.01;
 const LAST_STEP: f64 = 1.0;
+
+/// When answers take this much longer than at best, it is on its way to too much: the steps are no larger than this.
+const SLOWER: f64 = 1.4;
+const STEP_IF_SLOWER: f64 = 0.04;
 
 /// Answers may take twice as long as they did at best and this much more, before that is a sign: a worker that is busy, and a
 /// network, take their time as well.
@@ -79,8 +86,9 @@ pub(super) struct Limit {
     step: f64,
     /// From when the limit has been kept close to the knee.
     level_since: Option<Instant>,
-    /// When it was lowered last.
+    /// When it was lowered last, and whether all has been well for a round since.
     lowered_at: Option<Instant>,
+    was_well: bool,
     /// How long a post takes when the API is at ease.
     at_ease: Option<Duration>,
     trial: Option<Trial>,
@@ -131,6 +139,7 @@ impl Limit {
             step: LAST_STEP,
             level_since: None,
             lowered_at: None,
+            was_well: false,
             at_ease: None,
             trial: None,
             round: Round::begin(now),
@@ -149,12 +158,16 @@ impl Limit {
             Load::Unknown => {}
             Load::Refused | Load::Silent => {
                 if self.lowered_at.is_none_or(|lowered| began >= lowered) {
+                    let left = match load {
+                        Load::Silent => AFTER_SILENCE,
+                        _ if self.knee.is_some() && self.was_well => AFTER_REFUSAL,
+                        _ => AFTER_SURPRISE,
+                    };
                     let knee = (under_way as f64).min(self.limit);
                     self.knee = Some(knee);
                     self.step = FIRST_STEP;
                     self.level_since = Some(now);
                     self.trial = None;
-                    let left = if load == Load::Refused { AFTER_REFUSAL } else { AFTER_SILENCE };
                     self.set(knee * left, now);
                 }
             }
@@ -181,11 +194,15 @@ impl Limit {
             return;
         }
         self.trial = None;
+        self.was_well = true;
         if latency < at_ease {
             // One quick round may be chance.
             self.at_ease = Some((at_ease + latency) / 2);
         }
         if is_used {
+            if latency > at_ease.mul_f64(SLOWER) + SLACK {
+                self.step = self.step.min(STEP_IF_SLOWER);
+            }
             self.grow(now);
         }
     }
@@ -238,6 +255,7 @@ impl Limit {
         let limit = limit.clamp(self.floor, self.ceiling);
         if limit < self.limit {
             self.lowered_at = Some(now);
+            self.was_well = false;
         }
         self.limit = limit;
         // What began under another limit says nothing about this one.
@@ -383,19 +401,20 @@ mod tests {
         for n in 1..10_000 {
             limit.record(Load::Answered, 50 * MS, 3, start + n * 10 * MS);
         }
-        assert_eq!(limit.posts(), 64);
+        assert_eq!(limit.posts(), 16);
     }
 
     #[test]
     fn a_hundred_refusals_at_once_are_one_sign() {
         let start = Instant::now();
-        let mut limit = Limit::new(1, 64, start);
-        for _ in 0..64 {
-            limit.record(Load::Refused, 10 * MS, 64, start + 20 * MS);
+        let mut limit = Limit::new(100, 200, start);
+        limit.floor = 1.0;
+        for _ in 0..100 {
+            limit.record(Load::Refused, 10 * MS, 100, start + 20 * MS);
         }
-        assert_eq!(limit.posts(), 57);
-        limit.record(Load::Refused, 10 * MS, 57, start + 40 * MS);
-        assert_eq!(limit.posts(), 51);
+        assert_eq!(limit.posts(), 60);
+        limit.record(Load::Refused, 10 * MS, 60, start + 40 * MS);
+        assert_eq!(limit.posts(), 36);
     }
 
     #[test]
