@@ -12,6 +12,7 @@
 //! - The two loops run here, in a process of their own, with the same crates, the same queue and the same sandbox.
 //! - What is compared is measured in one run: absolute figures of different days say little.
 
+mod limits;
 mod loops;
 mod measure;
 mod report;
@@ -63,6 +64,10 @@ struct Args {
     #[arg(long, default_value_t = 15)]
     stream_seconds: u64,
 
+    /// Compare, instead, what the worker finds out of an API's capacity with the best fixed number: 11 minutes
+    #[arg(long)]
+    limits: bool,
+
     /// Leave out the two loops that the worker is compared with
     #[arg(long)]
     alone: bool,
@@ -93,6 +98,11 @@ fn main() -> anyhow::Result<()> {
 async fn run(args: Args) -> anyhow::Result<()> {
     let leadpost = servers::build()?;
     let servers = Servers::up().await?;
+    if args.limits {
+        limits::compare(&leadpost, &servers, args.concurrency).await?;
+        servers.down();
+        return Ok(());
+    }
     let mut report = Report::new(&servers).await?;
     for &delay in &args.delays {
         let delay = Duration::from_millis(delay);

@@ -73,7 +73,7 @@ pub struct Scene<'a> {
 }
 
 /// Ends a process when it is dropped.
-struct Running(Child);
+pub struct Running(Child);
 
 impl Running {
     fn pid(&self) -> u32 {
@@ -81,7 +81,7 @@ impl Running {
     }
 
     /// Asks it to stop, and waits.
-    fn stop(&mut self) -> anyhow::Result<()> {
+    pub fn stop(&mut self) -> anyhow::Result<()> {
         Command::new("kill").args(["-TERM", &self.pid().to_string()]).status()?;
         let status = self.0.wait()?;
         ensure!(status.success(), "a process ended with {status}");
@@ -118,20 +118,9 @@ impl Scene<'_> {
     }
 
     pub async fn play(&self) -> anyhow::Result<Row> {
-        let name = format!("throughput_{}", Uuid::new_v4().simple());
-        let mut admin = self.servers.connect(None).await?;
-        execute(&mut admin, &format!("create database {name}")).await?;
-        let connection = Connection::connect(&self.servers.amqp_url, ConnectionProperties::default()).await?;
-        let channel = connection.create_channel().await?;
-        channel.confirm_select(ConfirmSelectOptions::default()).await?;
-        let mut arguments = FieldTable::default();
-        arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
-        let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
-        channel.queue_declare(name.as_str().into(), durable, arguments).await?;
-        let played = self.play_on(&name, &channel).await;
-        channel.queue_delete(name.as_str().into(), QueueDeleteOptions::default()).await?;
-        execute(&mut admin, &format!("drop database {name} with (force)")).await?;
-        connection.close(200, "done".into()).await?;
+        let stage = Stage::set(self.servers).await?;
+        let played = self.play_on(&stage.name, &stage.channel).await;
+        stage.strike().await?;
         played
     }
 
@@ -140,7 +129,7 @@ impl Scene<'_> {
         if let Load::Filled(leads) = self.load {
             publish(channel, name, 0..leads, None).await?;
         }
-        let (sandbox, api) = self.sandbox()?;
+        let (sandbox, api) = sandbox(self.leadpost, &["--latency-ms", &self.delay.as_millis().to_string()])?;
         let mut ledger = self.servers.connect(Some(name)).await?;
         // What was written before is not to be flushed meanwhile.
         execute(&mut ledger, "checkpoint").await?;
@@ -234,46 +223,11 @@ impl Scene<'_> {
         Ok(n.unsigned_abs())
     }
 
-    /// A sandbox, and where it is.
-    fn sandbox(&self) -> anyhow::Result<(Running, String)> {
-        let mut command = Command::new(self.leadpost);
-        command.args(["sandbox", "--listen", "127.0.0.1:0", "--no-bodies", "--latency-ms"]);
-        command.arg(self.delay.as_millis().to_string()).stderr(Stdio::piped());
-        let mut child = command.spawn()?;
-        let said = child.stderr.take().context("it has no stderr")?;
-        let sandbox = Running(child);
-        let mut url = None;
-        let mut lines = std::io::BufRead::lines(std::io::BufReader::new(said));
-        for line in lines.by_ref() {
-            let line = line?;
-            if let Some((_, rest)) = line.split_once("control at ") {
-                url = rest.split("/_sandbox").next().map(str::to_owned);
-            }
-            if line == "sandbox: ready" {
-                break;
-            }
-        }
-        // Whatever else it says is read, or it would wait for that.
-        std::thread::spawn(move || lines.for_each(drop));
-        Ok((sandbox, url.context("the sandbox does not say where it is")?))
-    }
-
     fn worker(&self, name: &str, api: &str) -> anyhow::Result<Running> {
         let role = match self.who {
             Who::Leadpost(_) => {
-                let mut command = Command::new(self.leadpost);
-                command.args(["run", "--admin", "", "--queue", name, "--set", "log.filter=warn"]);
-                command.args(["--concurrency", &self.args.concurrency.to_string()]);
-                command.args(["--set", &format!("flow.min_concurrency={}", self.args.min_concurrency)]);
-                let variables = std::env::vars_os().filter(|(name, _)| !name.to_string_lossy().starts_with("LEADPOST_"));
-                command.env_clear().envs(variables);
-                command.env("AMQP_URL", &self.servers.amqp_url).env("DATABASE_URL", self.servers.url_of(Some(name))?);
-                command.env("LEADPOST_CONFIG", "/dev/null");
-                command.env("LEADPOST__DESTINATION__REQUEST__URL", format!("{api}/leads"));
-                command.env("LEADPOST__DESTINATION__AUTH__TOKEN_URL", format!("{api}/oauth2/token"));
-                command.env("LEADPOST__DESTINATION__AUTH__CLIENT_ID", "sandbox-client");
-                command.env("LEADPOST__DESTINATION__AUTH__CLIENT_SECRET", "sandbox-secret");
-                return Ok(Running(command.spawn()?));
+                let posts = (self.args.min_concurrency, self.args.concurrency);
+                return worker(self.leadpost, self.servers, name, api, posts);
             }
             Who::Bare => None,
             Who::Usual => Some(self.servers.url_of(Some(name))?),
@@ -290,6 +244,82 @@ impl Scene<'_> {
     }
 }
 
+/// A queue and a database of one's own.
+pub struct Stage {
+    pub name: String,
+    pub channel: Channel,
+    connection: Connection,
+    admin: PgConnection,
+}
+
+impl Stage {
+    pub async fn set(servers: &Servers) -> anyhow::Result<Self> {
+        let name = format!("throughput_{}", Uuid::new_v4().simple());
+        let mut admin = servers.connect(None).await?;
+        execute(&mut admin, &format!("create database {name}")).await?;
+        let connection = Connection::connect(&servers.amqp_url, ConnectionProperties::default()).await?;
+        let channel = connection.create_channel().await?;
+        channel.confirm_select(ConfirmSelectOptions::default()).await?;
+        let mut arguments = FieldTable::default();
+        arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
+        let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+        channel.queue_declare(name.as_str().into(), durable, arguments).await?;
+        Ok(Self { name, channel, connection, admin })
+    }
+
+    pub async fn strike(mut self) -> anyhow::Result<()> {
+        self.channel.queue_delete(self.name.as_str().into(), QueueDeleteOptions::default()).await?;
+        execute(&mut self.admin, &format!("drop database {} with (force)", self.name)).await?;
+        self.connection.close(200, "done".into()).await?;
+        Ok(())
+    }
+}
+
+/// A sandbox with these options, and where it is.
+pub fn sandbox(leadpost: &Path, options: &[&str]) -> anyhow::Result<(Running, String)> {
+    let mut command = Command::new(leadpost);
+    command.args(["sandbox", "--listen", "127.0.0.1:0", "--no-bodies"]).args(options).stderr(Stdio::piped());
+    let mut child = command.spawn()?;
+    let said = child.stderr.take().context("it has no stderr")?;
+    let sandbox = Running(child);
+    let mut url = None;
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(said));
+    for line in lines.by_ref() {
+        let line = line?;
+        if let Some((_, rest)) = line.split_once("control at ") {
+            url = rest.split("/_sandbox").next().map(str::to_owned);
+        }
+        if line == "sandbox: ready" {
+            break;
+        }
+    }
+    // Whatever else it says is read, or it would wait for that.
+    std::thread::spawn(move || lines.for_each(drop));
+    Ok((sandbox, url.context("the sandbox does not say where it is")?))
+}
+
+/// A worker with at least and at most so many posts at a time.
+pub fn worker(
+    leadpost: &Path,
+    servers: &Servers,
+    name: &str,
+    api: &str,
+    (least, most): (usize, usize),
+) -> anyhow::Result<Running> {
+    let mut command = Command::new(leadpost);
+    command.args(["run", "--admin", "", "--queue", name, "--set", "log.filter=warn"]);
+    command.args(["--concurrency", &most.to_string(), "--set", &format!("flow.min_concurrency={least}")]);
+    let variables = std::env::vars_os().filter(|(name, _)| !name.to_string_lossy().starts_with("LEADPOST_"));
+    command.env_clear().envs(variables);
+    command.env("AMQP_URL", &servers.amqp_url).env("DATABASE_URL", servers.url_of(Some(name))?);
+    command.env("LEADPOST_CONFIG", "/dev/null");
+    command.env("LEADPOST__DESTINATION__REQUEST__URL", format!("{api}/leads"));
+    command.env("LEADPOST__DESTINATION__AUTH__TOKEN_URL", format!("{api}/oauth2/token"));
+    command.env("LEADPOST__DESTINATION__AUTH__CLIENT_ID", "sandbox-client");
+    command.env("LEADPOST__DESTINATION__AUTH__CLIENT_SECRET", "sandbox-secret");
+    Ok(Running(command.spawn()?))
+}
+
 async fn execute(connection: &mut PgConnection, sql: &str) -> anyhow::Result<()> {
     sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(connection).await?;
     Ok(())
@@ -302,13 +332,18 @@ async fn commits(connection: &mut PgConnection) -> anyhow::Result<i64> {
 
 /// How many posts the sandbox has received.
 async fn posts(api: &str) -> anyhow::Result<u64> {
-    let summary: serde_json::Value =
-        serde_json::from_slice(&reqwest::get(format!("{api}/_sandbox/journal/summary")).await?.bytes().await?)?;
-    summary["posts"].as_u64().context("the sandbox does not say how many posts there were")
+    counted(api, "posts").await
+}
+
+/// What the sandbox has counted under this name.
+pub async fn counted(api: &str, name: &str) -> anyhow::Result<u64> {
+    let summary = reqwest::get(format!("{api}/_sandbox/journal/summary")).await?.bytes().await?;
+    let summary: serde_json::Value = serde_json::from_slice(&summary)?;
+    summary[name].as_u64().with_context(|| format!("the sandbox does not say how many {name}"))
 }
 
 /// Publishes leads, at this rate or as fast as it goes. Says when each was handed to RabbitMQ, in seconds since 1970.
-async fn publish(
+pub async fn publish(
     channel: &Channel,
     queue: &str,
     leads: std::ops::Range<u64>,

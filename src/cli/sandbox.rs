@@ -112,6 +112,14 @@ pub struct SandboxArgs {
     #[arg(long, value_name = "N")]
     pub capacity: Option<u32>,
 
+    /// The Retry-After of that 429, in seconds; 0 for none
+    #[arg(long, value_name = "SECONDS", default_value_t = 1)]
+    pub retry_after_s: u32,
+
+    /// Requests that are worked on at once; with n times as many, each takes n times as long
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub slow_above: Option<u32>,
+
     /// Most requests per second; one more is answered 429
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub rate_limit: Option<u32>,
@@ -193,6 +201,8 @@ fn tuning(args: &SandboxArgs) -> Tuning {
         token_lifetime: args.token_lifetime_s.map_or(usual.token_lifetime, Duration::from_secs),
         latency: Duration::from_millis(args.latency_ms),
         capacity: args.capacity,
+        retry_after_s: args.retry_after_s,
+        slow_above: args.slow_above,
         rate_limit_per_s: args.rate_limit,
         rate_limit_per_min: args.rate_limit_per_min.or(usual.rate_limit_per_min).filter(|most| *most > 0),
         ..usual

@@ -9,7 +9,7 @@
 //! Only an early reset, from the script or by rate, strikes ahead of the body.
 
 use std::sync::{Arc, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::header::{LOCATION, RETRY_AFTER, WWW_AUTHENTICATE};
@@ -163,7 +163,8 @@ impl Exchange<'_> {
             return None;
         }
         let too_many = |retry_after: u64| {
-            Reply::message(StatusCode::TOO_MANY_REQUESTS, "Too Many Requests").with(RETRY_AFTER, retry_after.into())
+            let reply = Reply::message(StatusCode::TOO_MANY_REQUESTS, "Too Many Requests");
+            if retry_after > 0 { reply.with(RETRY_AFTER, retry_after.into()) } else { reply }
         };
         if self.tuning.capacity.is_some_and(|capacity| visit.in_flight > capacity) {
             visit.notes.fault = Some("over_capacity");
@@ -191,7 +192,14 @@ impl Exchange<'_> {
     /// What the API does when nothing goes wrong.
     async fn process(&self, draft: &Draft, body: &[u8], visit: &mut Visit) -> Reply {
         let latency = match self.endpoint {
-            Endpoint::Leads => Delay { at_least: self.tuning.latency, at_most: self.tuning.latency_max },
+            Endpoint::Leads => {
+                let slower = match self.tuning.slow_above {
+                    Some(knee) => f64::from(visit.in_flight.max(knee)) / f64::from(knee),
+                    None => 1.0,
+                };
+                let of = |latency: Duration| latency.mul_f64(slower);
+                Delay { at_least: of(self.tuning.latency), at_most: of(self.tuning.latency_max) }
+            }
             Endpoint::Token => Delay { at_least: self.tuning.token_delay, at_most: self.tuning.token_delay },
             Endpoint::Query | Endpoint::Logout => Delay::default(),
         };

@@ -102,11 +102,13 @@ pub struct Tuning {
     pub dedupe_by_key: bool,
     /// Most requests in work at the lead API at once; one more is answered 429.
     pub capacity: Option<u32>,
+    /// So many requests are worked on at once; with n times as many, each takes n times as long.
+    pub slow_above: Option<u32>,
     /// Most requests of the lead API per second; one more is answered 429. A burst of one second's worth passes.
     pub rate_limit_per_s: Option<u32>,
     /// Most authenticated requests of the lead API within any minute; one more is answered 429, without `Retry-After`.
     pub rate_limit_per_min: Option<u32>,
-    /// The `Retry-After` of a 429 for want of capacity, in seconds.
+    /// The `Retry-After` of a 429 for want of capacity, in seconds; 0: none.
     pub retry_after_s: u32,
 }
 
@@ -139,6 +141,7 @@ impl Default for Tuning {
             sub_state: Some("Followup_1".to_owned()),
             dedupe_by_key: false,
             capacity: None,
+            slow_above: None,
             rate_limit_per_s: None,
             rate_limit_per_min: None,
             retry_after_s: 1,
@@ -203,6 +206,9 @@ impl Tuning {
         }
         if self.rate_limit_per_s == Some(0) {
             return Err("rate_limit_per_s is 0, use leads_unavailable to refuse everything".to_owned());
+        }
+        if self.slow_above == Some(0) {
+            return Err("slow_above is 0, use leads_unavailable to refuse everything".to_owned());
         }
         if self.rate_limit_per_min == Some(0) {
             return Err("rate_limit_per_min is 0, use leads_unavailable to refuse everything".to_owned());
