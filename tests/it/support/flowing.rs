@@ -40,8 +40,10 @@ const EACH: Duration = Duration::from_millis(10);
 /// successors, and of a worker that had only just started.
 const MORE: usize = 12;
 
-/// Timeouts that are shorter than the usual ones, so that all of them pass while a neighbour is frozen for seconds.
-pub const SHORT: [(&str, &str); 5] = [
+/// Timeouts that are shorter than the usual ones, so that all of them pass while a neighbour is frozen for seconds; and fewer posts at a
+/// time than [`MORE`], each of which may need a connection of its own.
+pub const SHORT: [(&str, &str); 6] = [
+    ("LEADPOST__FLOW__CONCURRENCY", "8"),
     ("LEADPOST__AMQP__HEARTBEAT_S", "2"),
     ("LEADPOST__AMQP__TIMEOUT_MS", "1000"),
     ("LEADPOST__POSTGRES__CONNECT_TIMEOUT_MS", "1000"),
@@ -249,9 +251,8 @@ impl Flowing {
         }
     }
 
-    /// The fault is over: the worker has not complained in a hot loop meanwhile, and without anybody's help it is ready and
-    /// delivers what is published from now on, within this time.
-    pub async fn comes_back(&self, struck: Struck, within: Duration) {
+    /// Since the fault has struck the worker has not complained in a hot loop.
+    fn was_patient(&self, struck: &Struck) {
         let (lasted, complaints) = (struck.at.elapsed(), self.complaints().split_off(struck.complaints));
         let most = COMPLAINTS * (1.0 + lasted.as_secs_f64());
         assert!(
@@ -260,7 +261,15 @@ impl Flowing {
             complaints.len(),
             complaints.last()
         );
+    }
+
+    /// The worker has not been in a hot loop while the fault lasted. Then this ends the fault, and without anybody's help it is ready
+    /// and delivers what is published from then on, within this time.
+    pub async fn comes_back(&self, struck: Struck, end: impl Future<Output = ()>, within: Duration) {
+        // Before: what has piled up is work enough.
+        self.was_patient(&struck);
         self.was_at_rest(&struck);
+        end.await;
         let (since, skip) = (Instant::now(), self.confirmed());
         let back = async {
             self.until_delivering(skip).await;
@@ -270,6 +279,12 @@ impl Flowing {
         };
         let back = timeout(within, back).await;
         assert!(back.is_ok(), "not back after {:?}: {:#?}", since.elapsed(), self.complaints());
+        self.was_patient(&struck);
+    }
+
+    /// Waits until the worker is connected to all that it needs.
+    pub async fn until_ready(&self) {
+        self.world.until("the worker is ready", async || self.readyz().await.0 == 200).await;
     }
 
     /// Publishes no more, and waits until all that was confirmed has come to an end.
