@@ -34,8 +34,7 @@ async fn leads_outlive_a_restart_of_rabbitmq() {
     let struck = flowing.strikes();
     rabbitmq.stop().await;
     flowing.until_blamed("rabbitmq", &["RabbitMQ did not connect"]).await;
-    rabbitmq.start().await;
-    flowing.comes_back(struck, BACK).await;
+    flowing.comes_back(struck, rabbitmq.start(), BACK).await;
     flowing.finish().await;
 }
 
@@ -55,7 +54,7 @@ async fn leads_outlive_a_rabbitmq_that_closes_all_connections() {
         () = flowing.until_blamed("rabbitmq", &["CONNECTION_FORCED"]) => {}
         () = again_and_again => {}
     }
-    flowing.comes_back(struck, SOON).await;
+    flowing.comes_back(struck, async {}, SOON).await;
     flowing.finish().await;
 }
 
@@ -72,8 +71,7 @@ async fn a_frozen_rabbitmq_is_given_up_after_two_heartbeats_and_leads_flow_when_
     assert!(frozen_at.elapsed() < NOTICED, "noticed after {:?}", frozen_at.elapsed());
     // It accepts connections, as the kernel does that, and says nothing.
     flowing.until_blamed("rabbitmq", &["RabbitMQ did not connect within 1s"]).await;
-    rabbitmq.resume().await;
-    flowing.comes_back(struck, BACK).await;
+    flowing.comes_back(struck, rabbitmq.resume(), BACK).await;
     flowing.finish().await;
 }
 
@@ -95,8 +93,7 @@ async fn a_memory_alarm_stops_publishers_and_not_the_worker() {
     assert_eq!(flowing.confirmed(), BACKLOG, "the alarm must stop publishers");
     let (status, report) = flowing.readyz().await;
     assert_eq!((status, &report["rabbitmq"]["detail"]), (200, &"consuming".into()), "{report:#}");
-    rabbitmq.alarm(false).await;
-    flowing.comes_back(struck, SOON).await;
+    flowing.comes_back(struck, rabbitmq.alarm(false), SOON).await;
     flowing.finish().await;
 }
 
@@ -115,20 +112,24 @@ async fn a_worker_whose_queue_was_deleted_waits_for_it_and_goes_on_with_the_next
     assert!(flowing.worker.said().contains("it cancelled the consumer"), "{}", flowing.worker.said());
     // Missing for a while, with several tries.
     tokio::time::sleep(Duration::from_millis(1500)).await;
-    flowing.world.broker.declare(&[]).await;
     flowing.publish();
-    flowing.comes_back(struck, BACK).await;
+    flowing.comes_back(struck, flowing.world.broker.declare(&[]), BACK).await;
     flowing.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_channel_that_a_bad_ack_has_closed_is_replaced_and_no_lead_is_posted_twice() {
-    let faults = [SHORT.as_slice(), &[("LEADPOST_FAULTS", "bad_ack")]].concat();
-    let mut flowing = Flowing::stand(World::new().await, &faults).await;
+    const ONE: [(&str, &str); 2] = [("LEADPOST_FAULTS", "bad_ack"), ("LEADPOST__FLOW__CONCURRENCY", "1")];
+    let mut flowing = Flowing::stand(World::new().await, &[SHORT.as_slice(), &ONE].concat()).await;
+    flowing.until_ready().await;
     let struck = flowing.strikes();
-    flowing.publish();
+    // While the first is posted the others are in hand, not acknowledged, and nothing else happens on the channel.
+    flowing.world.sandbox.tune(|tuning| tuning.latency = Duration::from_secs(3));
+    flowing.world.publish_many("lead", 5).await;
     flowing.worker.until_said("PRECONDITION_FAILED").await;
-    flowing.comes_back(struck, SOON).await;
+    flowing.world.sandbox.tune(|tuning| tuning.latency = Duration::ZERO);
+    flowing.publish();
+    flowing.comes_back(struck, async {}, SOON).await;
     flowing.finish().await;
 }
 
@@ -143,8 +144,9 @@ async fn a_channel_closed_over_acks_that_came_too_late_is_replaced_and_its_leads
     // Nothing can be committed, and so nothing acknowledged.
     postgres.pause().await;
     flowing.worker.until_said("PRECONDITION_FAILED").await;
-    postgres.resume().await;
-    flowing.comes_back(struck, BACK).await;
+    // Channels that are opened from now on have time enough.
+    rabbitmq.untune().await;
+    flowing.comes_back(struck, postgres.resume(), BACK).await;
     flowing.finish().await;
 }
 
@@ -203,8 +205,7 @@ async fn a_broker_that_takes_connections_and_says_nothing_is_given_up_in_time_an
     // One try has a second, and the pauses between them double.
     let knocks = door.knocks.load(Ordering::Relaxed) - before;
     assert!((1..=since.elapsed().as_secs() as usize + 1).contains(&knocks), "{knocks} in {:?}", since.elapsed());
-    door.shut(false);
-    flowing.comes_back(struck, BACK).await;
+    flowing.comes_back(struck, async { door.shut(false) }, BACK).await;
     flowing.finish().await;
 }
 
@@ -231,7 +232,7 @@ async fn leads_flow_on_when_the_node_of_their_queues_leader_dies_and_the_worker_
     let flowing = Flowing::start(world, &SHORT).await;
     let struck = flowing.strikes();
     first.kill().await;
-    flowing.comes_back(struck, ELECTED).await;
+    flowing.comes_back(struck, async {}, ELECTED).await;
     assert_ne!(leader(&cluster, &flowing.world).await.url(), first.url());
     first.start().await;
     flowing.finish().await;
@@ -256,7 +257,6 @@ async fn a_worker_whose_own_node_dies_says_so_and_comes_back_with_it() {
         .world
         .until("the queue takes leads without its first leader", async || flowing.confirmed() > confirmed + 5)
         .await;
-    first.start().await;
-    flowing.comes_back(struck, BACK).await;
+    flowing.comes_back(struck, first.start(), BACK).await;
     flowing.finish().await;
 }
