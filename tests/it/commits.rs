@@ -54,7 +54,7 @@ impl Loss {
 async fn proxied() -> (World, Proxy) {
     let mut world = World::new().await;
     let proxy = world.proxy_postgres(1).await;
-    world.settings.postgres.connect_timeout_ms = 200;
+    world.settings.postgres.connect_timeout_ms = 1_000;
     world.settings.postgres.statement_timeout_ms = 400;
     world.settings.postgres.lock_timeout_ms = 300;
     (world, proxy)
@@ -206,9 +206,12 @@ async fn the_requeue_command_says_that_the_answer_was_lost_and_may_be_repeated()
     world.finish(running).await;
 }
 
-/// From when the last answer was lost until all is through: the patience of 1 s with a transaction, a pause of 7.5 s at most
+/// From when the last answer was lost until all is through: the patience of 1.8 s with a transaction, a pause of 7.5 s at most
 /// and 5 s until leases are looked for that nobody knows of.
 const BACK_WITHIN: Duration = Duration::from_secs(15);
+
+/// So many tries a second may fail: three loops with pauses.
+const A_SECOND: u64 = 10;
 
 /// All of these are through soon after so many answers were lost, and the worker has counted them.
 async fn recovers(world: &World, proxy: &Proxy, running: &Running, ids: &[LeadId], lost: u64) {
@@ -216,9 +219,12 @@ async fn recovers(world: &World, proxy: &Proxy, running: &Running, ids: &[LeadId
     let since = Instant::now();
     world.until_all_delivered(ids).await;
     assert!(since.elapsed() < BACK_WITHIN, "{:?}", since.elapsed());
+    assert_eq!(proxy.notes().struck, lost);
     let failures = running.metrics.ledger_failures.get();
-    // One for each lost answer, and one for each connection that was given up with it.
-    assert!((lost..=6 * lost).contains(&failures), "{failures} failures of the ledger for {lost} lost answers");
+    // One for each lost answer, and one for each connection that was given up with it; a busy machine fails as often as loops with
+    // pauses try.
+    let most = 6 * lost + A_SECOND * since.elapsed().as_secs();
+    assert!((lost..=most).contains(&failures), "{failures} failures of the ledger for {lost} lost answers");
     account_for(world, ids).await;
 }
 
