@@ -109,10 +109,6 @@ impl Broker {
     /// Publishes with these properties, and waits for the confirm.
     pub async fn publish_with(&self, body: &[u8], properties: BasicProperties) {
         let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
-        let message_id = properties.message_id().as_ref().map(|id| id.as_str());
-        // A UUID is the lead's id. For any other the worker's own rule is asked, which tests/it/identity.rs checks.
-        let uuid = message_id.and_then(|id| Uuid::try_parse(id).ok());
-        let id = uuid.map_or_else(|| identify(&self.queue, message_id, body), LeadId);
         let publishing = async {
             loop {
                 let (exchange, queue) = ("".into(), self.queue.as_str().into());
@@ -127,6 +123,14 @@ impl Broker {
             }
         };
         tokio::time::timeout(DEADLINE, publishing).await.expect("the message must be taken");
+        self.note(properties.message_id().as_ref().map(|id| id.as_str()), body);
+    }
+
+    /// A message was confirmed.
+    pub(super) fn note(&self, message_id: Option<&str>, body: &[u8]) {
+        // A UUID is the lead's id. For any other the worker's own rule is asked, which tests/it/identity.rs checks.
+        let uuid = message_id.and_then(|id| Uuid::try_parse(id).ok());
+        let id = uuid.map_or_else(|| identify(&self.queue, message_id, body), LeadId);
         self.confirmed.lock().unwrap().push(Confirmed { id, body: body.to_vec() });
     }
 
