@@ -240,7 +240,7 @@ async fn a_worker_that_loses_the_answers_to_its_accepts_posts_each_lead_once() {
             assert_eq!((world.posts(id), world.show(id).await.received), (1, 1), "{loss:?}");
             assert_eq!(world.story(id).await, ["delivered 201"], "{loss:?}");
         }
-        world.finish(running).await;
+        world.finish_in_full(running).await;
     }))
     .await;
 }
@@ -281,7 +281,7 @@ async fn an_accept_that_was_given_up_on_a_stalled_connection_does_not_come_throu
         assert_eq!((lead.replays, lead.attempts, lead.received), (0, 1, 1), "{direction:?}: {:?}", lead.history);
         assert_eq!((world.story(id).await, world.posts(id)), (vec!["rejected 422".to_owned()], 1), "{direction:?}");
         assert_eq!((running.metrics.late.get(), running.metrics.expired.get()), (0, 0), "{direction:?}");
-        world.finish(running).await;
+        world.finish_in_full(running).await;
     }))
     .await;
 }
@@ -322,7 +322,7 @@ async fn a_worker_that_loses_the_answers_to_its_settlements_writes_each_attempt_
             assert_eq!(world.story(id).await, story, "{loss:?}");
             assert_eq!(world.posts(id), story.len(), "{loss:?}");
         }
-        world.finish(running).await;
+        world.finish_in_full(running).await;
     }))
     .await;
 }
@@ -362,7 +362,7 @@ async fn a_worker_that_loses_the_answer_to_any_commit_again_and_again_loses_and_
     }
     assert_eq!((running.metrics.late.get(), running.metrics.expired.get()), (0, 0));
     assert!(running.health.report().ready);
-    world.finish(running).await;
+    world.finish_in_full(running).await;
 }
 
 /// The tables, as Postgres describes them.

@@ -105,7 +105,7 @@ async fn leads_under_way_when_the_ledger_becomes_read_only_are_settled_when_it_c
     world.number(CUT).await;
     comes_back(&world, &running, &ids).await;
     assert_eq!((running.metrics.late.get(), running.metrics.expired.get()), (0, 0));
-    world.finish(running).await;
+    world.finish_in_full(running).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -119,7 +119,7 @@ async fn sessions_that_began_while_the_ledger_was_read_only_do_not_keep_it_so() 
     set_read_only(&world, false).await;
     // Nobody ends the worker's sessions for it.
     comes_back(&world, &running, &ids).await;
-    world.finish(running).await;
+    world.finish_in_full(running).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -150,7 +150,7 @@ async fn a_postgres_that_is_out_of_connections_is_waited_for_and_a_few_are_enoug
     world.execute(&format!("alter role {role} connection limit 2")).await;
     comes_back(&world, &running, &ids).await;
     assert_eq!(running.stop().await, Stopped::Cleanly);
-    world.check_books().await;
+    world.check_in_full().await;
     world.execute(&format!("drop owned by {role}")).await;
     world.execute(&format!("drop role {role}")).await;
 }
@@ -186,7 +186,7 @@ async fn backends_that_are_terminated_at_random_moments_lose_no_lead_and_double_
         assert_eq!((running.metrics.late.get(), running.metrics.expired.get()), (0, 0));
     }
     assert_eq!(two.stop().await, Stopped::Cleanly);
-    world.finish(one).await;
+    world.finish_in_full(one).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -205,7 +205,7 @@ async fn attempts_that_cannot_be_written_for_a_lock_are_written_once_when_it_is_
     assert_eq!(world.number("select count(*) from leads where lease is not null").await, 10);
     lock.rollback().await.unwrap();
     comes_back(&world, &running, &ids).await;
-    world.finish(running).await;
+    world.finish_in_full(running).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -224,7 +224,7 @@ async fn a_heartbeat_that_cannot_be_written_for_a_lock_stops_no_lead() {
     world.until_delivered(&ids).await;
     lock.rollback().await.unwrap();
     comes_back(&world, &running, &ids).await;
-    world.finish(running).await;
+    world.finish_in_full(running).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -272,7 +272,7 @@ async fn statements_that_take_too_long_are_ended_by_the_server_and_their_message
     for id in ids {
         assert_eq!(world.show(id).await.received, 1);
     }
-    world.finish(running).await;
+    world.finish_in_full(running).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

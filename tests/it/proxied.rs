@@ -269,8 +269,8 @@ async fn lane(neighbour: Neighbour, seed: u64, cases: Vec<Case>) {
     for case in &cases {
         go_through(&world, &proxy, neighbour, case).await;
     }
-    assert_eq!(world.broker.depth().await, 0, "messages are left in the queue");
-    assert!(world.ledger.verify().await.unwrap().holds());
+    let audit = world.check_all().await;
+    assert!(audit.holds(), "{neighbour:?}: {audit:#?}");
     if neighbour != Neighbour::Api {
         world.check_books().await;
     }
