@@ -308,6 +308,18 @@ async fn an_answer_is_lost_when_its_question_has_been_seen_however_it_was_cut_up
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn bytes_are_slipped_in_once_behind_those_that_were_waited_for() {
+    let scene = Scene::new(SEED).await;
+    scene.proxy.set_times(Down, Fault::slip_in(b"b;", b"new;".to_vec()), 1);
+    let (mut worker, mut server) = scene.connect().await;
+    for (sent, heard) in [(&b"a;b;c;"[..], &b"a;b;new;c;"[..]), (b"b;", b"b;")] {
+        server.write_all(sent).await.unwrap();
+        hears(&mut worker, heard).await;
+    }
+    assert_eq!((scene.proxy.notes().struck, scene.proxy.notes().down), (1, 8));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_fault_strikes_open_connections_new_ones_or_so_many_as_it_is_told() {
     let scene = Scene::new(SEED).await;
     let (mut open, mut server) = scene.connect().await;

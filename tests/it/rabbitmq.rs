@@ -11,6 +11,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::support::flowing::{Flowing, SHORT};
+use crate::support::proxy::Direction::Down;
+use crate::support::proxy::Fault;
 use crate::support::servers::{Server, Servers};
 use crate::support::{World, amqp_url, database_url};
 
@@ -120,17 +122,24 @@ async fn a_worker_whose_queue_was_deleted_waits_for_it_and_goes_on_with_the_next
 #[tokio::test(flavor = "multi_thread")]
 async fn a_channel_that_a_bad_ack_has_closed_is_replaced_and_no_lead_is_posted_twice() {
     const ONE: [(&str, &str); 2] = [("LEADPOST_FAULTS", "bad_ack"), ("LEADPOST__FLOW__CONCURRENCY", "1")];
-    let mut flowing = Flowing::stand(World::new().await, &[SHORT.as_slice(), &ONE].concat()).await;
+    let mut world = World::new().await;
+    let proxy = world.proxy_rabbitmq(4).await;
+    let mut flowing = Flowing::stand(world, &[SHORT.as_slice(), &ONE].concat()).await;
     flowing.until_ready().await;
     let struck = flowing.strikes();
     // While the first is posted the others are in hand, not acknowledged, and nothing else happens on the channel.
     flowing.world.sandbox.tune(|tuning| tuning.latency = Duration::from_secs(3));
+    // It is soon over, so nobody gets a new connection before it was seen.
+    proxy.refuse();
     flowing.world.publish_many("lead", 5).await;
-    flowing.worker.until_said("PRECONDITION_FAILED").await;
+    flowing.until_blamed("rabbitmq", &["PRECONDITION_FAILED", "RabbitMQ did not connect"]).await;
+    assert!(flowing.worker.said().contains("PRECONDITION_FAILED"), "{}", flowing.worker.said());
     flowing.world.sandbox.tune(|tuning| tuning.latency = Duration::ZERO);
     flowing.publish();
-    flowing.comes_back(struck, async {}, SOON).await;
-    flowing.finish().await;
+    flowing.comes_back(struck, async { proxy.heal() }, BACK).await;
+    let redelivered = flowing.world.number("select count(*) from leads").await;
+    assert!(redelivered >= 5, "those in hand have come again");
+    flowing.finish_without_doubt().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -148,6 +157,48 @@ async fn a_channel_closed_over_acks_that_came_too_late_is_replaced_and_its_leads
     rabbitmq.untune().await;
     flowing.comes_back(struck, postgres.resume(), BACK).await;
     flowing.finish().await;
+}
+
+/// The consumer of this world's queue, as RabbitMQ has it: its tag, its channel's process, and the number of that channel.
+async fn consumer(rabbitmq: &Server, world: &World) -> (String, String, u16) {
+    let said =
+        rabbitmq.ctl(&["list_consumers", "--no-table-headers", "queue_name", "consumer_tag", "channel_pid"]).await;
+    let own: Vec<&str> = said.lines().filter(|line| line.starts_with(&world.broker.queue)).collect();
+    let [line] = own[..] else { panic!("not one consumer: {said}") };
+    // In whichever order.
+    let (pids, tags): (Vec<&str>, Vec<&str>) = line.split('\t').skip(1).partition(|word| word.starts_with('<'));
+    let (pid, tag) = (pids[0], tags[0]);
+    let said = rabbitmq.ctl(&["list_channels", "--no-table-headers", "pid", "number"]).await;
+    let number = said.lines().find_map(|line| line.strip_prefix(pid)).unwrap_or_else(|| panic!("{said}"));
+    let number = number.trim().parse().unwrap();
+    (tag.to_owned(), pid.to_owned(), number)
+}
+
+/// What RabbitMQ sends when it cancels a consumer by itself: `basic.cancel`, to which it wants no answer.
+fn cancel(channel: u16, tag: &str) -> Vec<u8> {
+    let method = [&[0, 60, 0, 30, u8::try_from(tag.len()).unwrap()], tag.as_bytes(), &[1]].concat();
+    let size = u32::try_from(method.len()).unwrap();
+    [&[1], &channel.to_be_bytes()[..], &size.to_be_bytes(), &method, &[0xce]].concat()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_consumer_that_rabbitmq_cancels_is_replaced_and_no_lead_is_lost_or_posted_twice() {
+    let rabbitmq = Servers::rabbitmq().await;
+    let mut world = world_at(&rabbitmq).await;
+    let proxy = world.proxy_rabbitmq(4).await;
+    let flowing = Flowing::start(world, &SHORT).await;
+    let (tag, former, channel) = consumer(&rabbitmq, &flowing.world).await;
+    let struck = flowing.strikes();
+    // It is soon over, so nobody gets a new connection before it was seen.
+    proxy.refuse();
+    // Behind the last frame of a lead; the queue is there, and goes on delivering.
+    proxy.set_times(Down, Fault::slip_in(b"\"assistantId\":61}\xce", cancel(channel, &tag)), 1);
+    flowing.until_blamed("rabbitmq", &["cancelled the consumer", "RabbitMQ did not connect"]).await;
+    assert!(flowing.worker.said().contains("it cancelled the consumer"), "{}", flowing.worker.said());
+    assert_eq!(proxy.notes().struck, 1);
+    flowing.comes_back(struck, async { proxy.heal() }, BACK).await;
+    assert_ne!(consumer(&rabbitmq, &flowing.world).await.1, former);
+    flowing.finish_without_doubt().await;
 }
 
 /// A way to RabbitMQ that can fall silent: it takes connections, and says nothing.

@@ -306,6 +306,16 @@ impl Flowing {
         world.until("all confirmed leads are with the API", ended).await;
     }
 
+    /// Ends it all: each confirmed lead is with the API, and was posted once.
+    pub async fn finish_without_doubt(mut self) {
+        self.drain().await;
+        for confirmed in self.world.broker.confirmed() {
+            assert_eq!(self.world.story(confirmed.id).await, ["delivered 201"]);
+            assert_eq!(self.world.posts(confirmed.id), 1, "{} was posted twice", confirmed.id);
+        }
+        self.finish().await;
+    }
+
     /// Ends it all: each confirmed lead is with the API, once, or with each doubt about that on record.
     pub async fn finish(mut self) {
         self.drain().await;
