@@ -324,6 +324,37 @@ async fn an_api_that_closes_idle_connections_under_a_post_costs_no_lead_and_ever
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_token_endpoint_that_closes_idle_connections_under_a_request_is_asked_again_and_no_lead_pays_for_it() {
+    const LEADS: usize = 6;
+    // Each lead finds its first token refused, so that the next one is asked for.
+    let met = Mutex::new(HashSet::new());
+    let leads = Wire::open(move |taken: &Taken| {
+        let is_first = met.lock().unwrap().insert(taken.header("idempotency-key").to_owned());
+        if is_first { vec![Step::Say(reply(401, "{}"))] } else { takes(taken) }
+    })
+    .await;
+    let tokens = Wire::open(|taken: &Taken| [takes(taken), vec![Step::CloseUnderNext]].concat()).await;
+    let mut world = world(&leads, &tokens).await;
+    // So that nobody else gives a connection up.
+    world.set(&[("REQUEST__IDLE_TIMEOUT_MS", "600000")]);
+    let running = world.start().await;
+    for n in 0..LEADS {
+        let ended = tokens.ended();
+        let id = world.one_more(&format!("ann{n}")).await;
+        assert_eq!(
+            (world.story(id).await, leads.posts(id)),
+            (vec!["unauthorized 401".into(), "delivered 201".into()], 2)
+        );
+        assert_eq!(world.show(id).await.charged, 1);
+        assert_eq!(tokens.ended(), ended + 1, "the connection was closed under the request for a token");
+        world.until("all is well again", async || running.health.report().ready).await;
+    }
+    // What was not read was asked once more, on a new connection.
+    assert_eq!((tokens.taken().len(), tokens.connected().len()), (1 + LEADS, 1 + LEADS));
+    world.finish(running).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn with_an_idle_timeout_below_the_apis_own_no_post_meets_a_closed_connection() {
     let leads =
         Wire::open(|taken: &Taken| [takes(taken), vec![Step::Wait(Duration::from_millis(700)), Step::Close]].concat())
