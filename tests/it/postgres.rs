@@ -14,6 +14,7 @@ use tokio::time::sleep;
 use uuid::Uuid;
 
 use crate::proxied::account_for;
+use crate::support::flowing::{Flowing, SHORT};
 use crate::support::scene::arrival;
 use crate::support::{DEADLINE, Running, World};
 
@@ -209,22 +210,29 @@ async fn attempts_that_cannot_be_written_for_a_lock_are_written_once_when_it_is_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_heartbeat_that_cannot_be_written_for_a_lock_stops_no_lead() {
-    let mut world = hasty().await;
-    world.settings.flow.poll_ms = 100;
-    let running = world.start().await;
-    let first = world.publish("first").await;
-    world.until_state(first, LeadState::Delivered).await;
+async fn a_heartbeat_that_cannot_be_written_for_longer_than_messages_are_held_stops_no_lead() {
+    const HOLD: Duration = Duration::from_secs(1);
+    const HOLD_BRIEFLY: [(&str, &str); 1] = [("LEADPOST_FAULTS", "hold_ms=1000")];
+    let flowing = Flowing::stand(World::new().await, &[SHORT.as_slice(), &HOLD_BRIEFLY].concat()).await;
+    let world = &flowing.world;
+    let mut ids = vec![world.publish("first").await];
+    world.until_delivered(&ids).await;
     let mut lock = world.database.pool.begin().await.unwrap();
     sqlx::query("lock table workers in access exclusive mode").execute(&mut *lock).await.unwrap();
-    until_down(&world, &running, "heartbeat").await;
-    // Longer than intake goes without a look at what has changed.
-    stays(&running, 2 * Duration::from_millis(world.settings.flow.poll_ms)).await;
-    let ids = world.publish_many("p", 10).await;
+    flowing.worker.until_said("could not write the heartbeat").await;
+    let struck = flowing.strikes();
+    // Nothing else that it does with the ledger says meanwhile that this can be written.
+    sleep(4 * HOLD).await;
+    ids.extend(world.publish_many("p", 10).await);
     world.until_delivered(&ids).await;
+    flowing.was_at_rest(&struck);
     lock.rollback().await.unwrap();
-    comes_back(&world, &running, &ids).await;
-    world.finish_in_full(running).await;
+    flowing.until_ready().await;
+    assert!(!flowing.worker.said().contains("return to their queue"), "{}", flowing.worker.said());
+    for id in &ids {
+        assert_eq!((world.posts(*id), world.show(*id).await.received), (1, 1));
+    }
+    flowing.finish_without_doubt().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
