@@ -282,6 +282,13 @@ impl Flowing {
         self.was_patient(&struck);
     }
 
+    /// Some messages had to be delivered again, and none of them more than once: of more the queue may not approve.
+    pub async fn were_given_back_once(&self) {
+        let (_, _, metrics) = self.worker.ask("/metrics").await;
+        let delivered_before = metrics.lines().find_map(|line| line.strip_prefix("leadpost_max_delivery_count "));
+        assert_eq!(delivered_before, Some("1"), "{metrics}");
+    }
+
     /// Waits until the worker is connected to all that it needs.
     pub async fn until_ready(&self) {
         self.world.until("the worker is ready", async || self.readyz().await.0 == 200).await;
