@@ -21,7 +21,7 @@ const OUTAGE: Duration = Duration::from_millis(1_500);
 
 /// So long after an outage all leads are through: a request under way, the longest wait between probes, a token, and the next
 /// tries of eight leads make 1.5 s; the rest is for a busy machine.
-const BACK: Duration = Duration::from_secs(8);
+const BACK: Duration = Duration::from_secs(20);
 
 /// Posts under way at a time.
 const CONCURRENCY: usize = 4;
