@@ -36,6 +36,9 @@ const SHARE: f64 = 0.3;
 /// A lead costs so much at most in a debug build, of which a millisecond was seen.
 const EACH: Duration = Duration::from_millis(10);
 
+/// So long it is looked at.
+const LASTS: Duration = Duration::from_secs(3);
+
 /// So many threads or descriptors more than before may be there: those of connections that were given up a while ago, of their
 /// successors, and of a worker that had only just started.
 const MORE: usize = 12;
@@ -266,7 +269,9 @@ impl Flowing {
     /// The worker has not been in a hot loop while the fault lasted. Then this ends the fault, and without anybody's help it is ready
     /// and delivers what is published from then on, within this time.
     pub async fn comes_back(&self, struck: Struck, end: impl Future<Output = ()>, within: Duration) {
-        // Before: what has piled up is work enough.
+        // In a shorter time nobody can tell a hot loop from first tries.
+        tokio::time::sleep_until(struck.at + LASTS).await;
+        // Before the end: what has piled up is work enough.
         self.was_patient(&struck);
         self.was_at_rest(&struck);
         end.await;
