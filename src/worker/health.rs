@@ -158,7 +158,8 @@ impl Health {
     /// For how long leads could not be accepted, or not be settled.
     pub(super) fn ledger_down_for(&self) -> Duration {
         let state = self.lock();
-        let since = [Doing::Accept, Doing::Settle].iter().filter_map(|doing| Some(state.failing.get(doing)?.since)).min();
+        let since =
+            [Doing::Accept, Doing::Settle].iter().filter_map(|doing| Some(state.failing.get(doing)?.since)).min();
         since.map_or(Duration::ZERO, |since| since.elapsed())
     }
 

@@ -133,7 +133,10 @@ impl Intake {
             let down_for = self.health.ledger_down_for();
             if writable && down_for > hold() {
                 let down_ms = u64::try_from(down_for.as_millis()).unwrap_or(u64::MAX);
-                tracing::warn!(down_ms, "the ledger has not been written for too long; messages return to their queue until it can be");
+                tracing::warn!(
+                    down_ms,
+                    "the ledger has not been written for too long; messages return to their queue until it can be"
+                );
                 self.give_back();
                 writable = false;
             }

@@ -54,7 +54,7 @@ impl Loss {
 async fn proxied() -> (World, Proxy) {
     let mut world = World::new().await;
     let proxy = world.proxy_postgres(1).await;
-    world.settings.postgres.connect_timeout_ms = 200;
+    world.settings.postgres.connect_timeout_ms = 1_000;
     world.settings.postgres.statement_timeout_ms = 400;
     world.settings.postgres.lock_timeout_ms = 300;
     (world, proxy)
@@ -206,9 +206,12 @@ async fn the_requeue_command_says_that_the_answer_was_lost_and_may_be_repeated()
     world.finish(running).await;
 }
 
-/// From when the last answer was lost until all is through: the patience of 1 s with a transaction, a pause of 7.5 s at most
+/// From when the last answer was lost until all is through: the patience of 1.8 s with a transaction, a pause of 7.5 s at most
 /// and 5 s until leases are looked for that nobody knows of.
 const BACK_WITHIN: Duration = Duration::from_secs(15);
+
+/// So many tries a second may fail: three loops with pauses.
+const A_SECOND: u64 = 10;
 
 /// All of these are through soon after so many answers were lost, and the worker has counted them.
 async fn recovers(world: &World, proxy: &Proxy, running: &Running, ids: &[LeadId], lost: u64) {
@@ -216,9 +219,12 @@ async fn recovers(world: &World, proxy: &Proxy, running: &Running, ids: &[LeadId
     let since = Instant::now();
     world.until_all_delivered(ids).await;
     assert!(since.elapsed() < BACK_WITHIN, "{:?}", since.elapsed());
+    assert_eq!(proxy.notes().struck, lost);
     let failures = running.metrics.ledger_failures.get();
-    // One for each lost answer, and one for each connection that was given up with it.
-    assert!((lost..=6 * lost).contains(&failures), "{failures} failures of the ledger for {lost} lost answers");
+    // One for each lost answer, and one for each connection that was given up with it; a busy machine fails as often as loops with
+    // pauses try.
+    let most = 6 * lost + A_SECOND * since.elapsed().as_secs();
+    assert!((lost..=most).contains(&failures), "{failures} failures of the ledger for {lost} lost answers");
     account_for(world, ids).await;
 }
 
@@ -234,7 +240,7 @@ async fn a_worker_that_loses_the_answers_to_its_accepts_posts_each_lead_once() {
             assert_eq!((world.posts(id), world.show(id).await.received), (1, 1), "{loss:?}");
             assert_eq!(world.story(id).await, ["delivered 201"], "{loss:?}");
         }
-        world.finish(running).await;
+        world.finish_in_full(running).await;
     }))
     .await;
 }
@@ -275,7 +281,7 @@ async fn an_accept_that_was_given_up_on_a_stalled_connection_does_not_come_throu
         assert_eq!((lead.replays, lead.attempts, lead.received), (0, 1, 1), "{direction:?}: {:?}", lead.history);
         assert_eq!((world.story(id).await, world.posts(id)), (vec!["rejected 422".to_owned()], 1), "{direction:?}");
         assert_eq!((running.metrics.late.get(), running.metrics.expired.get()), (0, 0), "{direction:?}");
-        world.finish(running).await;
+        world.finish_in_full(running).await;
     }))
     .await;
 }
@@ -339,7 +345,7 @@ async fn a_worker_that_loses_the_answers_to_its_settlements_writes_each_attempt_
             assert_eq!(world.story(id).await, story, "{loss:?}");
             assert_eq!(world.posts(id), story.len(), "{loss:?}");
         }
-        world.finish(running).await;
+        world.finish_in_full(running).await;
     }))
     .await;
 }
@@ -380,7 +386,7 @@ async fn a_worker_that_loses_the_answer_to_any_commit_again_and_again_loses_and_
     }
     assert_eq!((running.metrics.late.get(), running.metrics.expired.get()), (0, 0));
     assert!(running.health.report().ready);
-    world.finish(running).await;
+    world.finish_in_full(running).await;
 }
 
 /// The tables, as Postgres describes them.

@@ -249,7 +249,7 @@ async fn leads_that_were_leased_without_an_answer_are_released_uncharged_and_no_
 async fn a_lead_that_somebody_has_locked_does_not_hold_up_the_settlement_or_the_acceptance_of_others() {
     let mut world = World::new().await;
     world.settings.postgres.lock_timeout_ms = 200;
-    world.sandbox.tune(|tuning| tuning.latency = Duration::from_millis(300));
+    world.sandbox.tune(|tuning| tuning.latency = Duration::from_secs(2));
     let running = world.start().await;
     let locked = world.publish("locked").await;
     world.until_state(locked, LeadState::Pending).await;

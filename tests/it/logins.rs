@@ -33,7 +33,7 @@ async fn a_hundred_leads_at_the_start_share_one_log_in_of_every_kind() {
         world.settings.flow.concurrency = 100;
         world.sandbox.tune(|tuning| {
             tuning.token_delay = Duration::from_millis(400);
-            tuning.latency = Duration::from_millis(100);
+            tuning.latency = Duration::from_secs(1);
         });
         let ids = world.publish_any_many("ann", 100).await;
         let running = world.start().await;

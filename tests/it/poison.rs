@@ -263,8 +263,7 @@ pub async fn ends_well(world: World, worker: Process) {
         );
         assert!(!line.contains("panicked"), "{line}");
     }
-    assert_eq!(world.broker.depth().await, 0);
-    world.check_books().await;
+    world.check_in_full().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -375,8 +374,7 @@ async fn has_owned_up(world: World, worker: Process) {
     let said = worker.stop().await;
     assert!(said.contains("this is a bug"), "{said}");
     assert!(!said.to_lowercase().contains(MARK), "the log holds something personal: {said}");
-    assert_eq!(world.broker.depth().await, 0);
-    world.check_books().await;
+    world.check_in_full().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -11,6 +11,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::support::flowing::{Flowing, SHORT};
+use crate::support::proxy::Direction::Down;
+use crate::support::proxy::Fault;
 use crate::support::servers::{Server, Servers};
 use crate::support::{World, amqp_url, database_url};
 
@@ -34,8 +36,7 @@ async fn leads_outlive_a_restart_of_rabbitmq() {
     let struck = flowing.strikes();
     rabbitmq.stop().await;
     flowing.until_blamed("rabbitmq", &["RabbitMQ did not connect"]).await;
-    rabbitmq.start().await;
-    flowing.comes_back(struck, BACK).await;
+    flowing.comes_back(struck, rabbitmq.start(), BACK).await;
     flowing.finish().await;
 }
 
@@ -55,7 +56,7 @@ async fn leads_outlive_a_rabbitmq_that_closes_all_connections() {
         () = flowing.until_blamed("rabbitmq", &["CONNECTION_FORCED"]) => {}
         () = again_and_again => {}
     }
-    flowing.comes_back(struck, SOON).await;
+    flowing.comes_back(struck, async {}, SOON).await;
     flowing.finish().await;
 }
 
@@ -72,8 +73,7 @@ async fn a_frozen_rabbitmq_is_given_up_after_two_heartbeats_and_leads_flow_when_
     assert!(frozen_at.elapsed() < NOTICED, "noticed after {:?}", frozen_at.elapsed());
     // It accepts connections, as the kernel does that, and says nothing.
     flowing.until_blamed("rabbitmq", &["RabbitMQ did not connect within 1s"]).await;
-    rabbitmq.resume().await;
-    flowing.comes_back(struck, BACK).await;
+    flowing.comes_back(struck, rabbitmq.resume(), BACK).await;
     flowing.finish().await;
 }
 
@@ -95,8 +95,7 @@ async fn a_memory_alarm_stops_publishers_and_not_the_worker() {
     assert_eq!(flowing.confirmed(), BACKLOG, "the alarm must stop publishers");
     let (status, report) = flowing.readyz().await;
     assert_eq!((status, &report["rabbitmq"]["detail"]), (200, &"consuming".into()), "{report:#}");
-    rabbitmq.alarm(false).await;
-    flowing.comes_back(struck, SOON).await;
+    flowing.comes_back(struck, rabbitmq.alarm(false), SOON).await;
     flowing.finish().await;
 }
 
@@ -115,21 +114,34 @@ async fn a_worker_whose_queue_was_deleted_waits_for_it_and_goes_on_with_the_next
     assert!(flowing.worker.said().contains("it cancelled the consumer"), "{}", flowing.worker.said());
     // Missing for a while, with several tries.
     tokio::time::sleep(Duration::from_millis(1500)).await;
-    flowing.world.broker.declare(&[]).await;
     flowing.publish();
-    flowing.comes_back(struck, BACK).await;
+    flowing.comes_back(struck, flowing.world.broker.declare(&[]), BACK).await;
     flowing.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_channel_that_a_bad_ack_has_closed_is_replaced_and_no_lead_is_posted_twice() {
-    let faults = [SHORT.as_slice(), &[("LEADPOST_FAULTS", "bad_ack")]].concat();
-    let mut flowing = Flowing::stand(World::new().await, &faults).await;
+    const ONE: [(&str, &str); 2] = [("LEADPOST_FAULTS", "bad_ack"), ("LEADPOST__FLOW__CONCURRENCY", "1")];
+    let mut world = World::new().await;
+    let proxy = world.proxy_rabbitmq(4).await;
+    let mut flowing = Flowing::stand(world, &[SHORT.as_slice(), &ONE].concat()).await;
+    flowing.until_ready().await;
     let struck = flowing.strikes();
+    // While the first are posted the others are in hand, and not acknowledged.
+    flowing.world.sandbox.tune(|tuning| tuning.latency = Duration::from_secs(3));
+    // It is soon over, so nobody gets a new connection before it was seen.
+    proxy.refuse();
+    flowing.world.publish_many("lead", 5).await;
+    // It is told why, unless it finds out by the next acknowledgement.
+    let words = ["PRECONDITION_FAILED", "the channel had ended"];
+    flowing.until_blamed("rabbitmq", &[words[0], words[1], "RabbitMQ did not connect"]).await;
+    let said = flowing.worker.said();
+    assert!(words.iter().any(|words| said.contains(words)), "{said}");
+    flowing.world.sandbox.tune(|tuning| tuning.latency = Duration::ZERO);
     flowing.publish();
-    flowing.worker.until_said("PRECONDITION_FAILED").await;
-    flowing.comes_back(struck, SOON).await;
-    flowing.finish().await;
+    flowing.comes_back(struck, async { proxy.heal() }, BACK).await;
+    flowing.were_given_back_once().await;
+    flowing.finish_without_doubt().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -143,9 +155,52 @@ async fn a_channel_closed_over_acks_that_came_too_late_is_replaced_and_its_leads
     // Nothing can be committed, and so nothing acknowledged.
     postgres.pause().await;
     flowing.worker.until_said("PRECONDITION_FAILED").await;
-    postgres.resume().await;
-    flowing.comes_back(struck, BACK).await;
+    // Channels that are opened from now on have time enough.
+    rabbitmq.untune().await;
+    flowing.comes_back(struck, postgres.resume(), BACK).await;
     flowing.finish().await;
+}
+
+/// The consumer of this world's queue, as RabbitMQ has it: its tag, its channel's process, and the number of that channel.
+async fn consumer(rabbitmq: &Server, world: &World) -> (String, String, u16) {
+    let said =
+        rabbitmq.ctl(&["list_consumers", "--no-table-headers", "queue_name", "consumer_tag", "channel_pid"]).await;
+    let own: Vec<&str> = said.lines().filter(|line| line.starts_with(&world.broker.queue)).collect();
+    let [line] = own[..] else { panic!("not one consumer: {said}") };
+    // In whichever order.
+    let (pids, tags): (Vec<&str>, Vec<&str>) = line.split('\t').skip(1).partition(|word| word.starts_with('<'));
+    let (pid, tag) = (pids[0], tags[0]);
+    let said = rabbitmq.ctl(&["list_channels", "--no-table-headers", "pid", "number"]).await;
+    let number = said.lines().find_map(|line| line.strip_prefix(pid)).unwrap_or_else(|| panic!("{said}"));
+    let number = number.trim().parse().unwrap();
+    (tag.to_owned(), pid.to_owned(), number)
+}
+
+/// What RabbitMQ sends when it cancels a consumer by itself: `basic.cancel`, to which it wants no answer.
+fn cancel(channel: u16, tag: &str) -> Vec<u8> {
+    let method = [&[0, 60, 0, 30, u8::try_from(tag.len()).unwrap()], tag.as_bytes(), &[1]].concat();
+    let size = u32::try_from(method.len()).unwrap();
+    [&[1], &channel.to_be_bytes()[..], &size.to_be_bytes(), &method, &[0xce]].concat()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_consumer_that_rabbitmq_cancels_is_replaced_and_no_lead_is_lost_or_posted_twice() {
+    let rabbitmq = Servers::rabbitmq().await;
+    let mut world = world_at(&rabbitmq).await;
+    let proxy = world.proxy_rabbitmq(4).await;
+    let flowing = Flowing::start(world, &SHORT).await;
+    let (tag, former, channel) = consumer(&rabbitmq, &flowing.world).await;
+    let struck = flowing.strikes();
+    // It is soon over, so nobody gets a new connection before it was seen.
+    proxy.refuse();
+    // Behind the last frame of a lead; the queue is there, and goes on delivering.
+    proxy.set_times(Down, Fault::slip_in(b"\"assistantId\":61}\xce", cancel(channel, &tag)), 1);
+    flowing.until_blamed("rabbitmq", &["cancelled the consumer", "RabbitMQ did not connect"]).await;
+    assert!(flowing.worker.said().contains("it cancelled the consumer"), "{}", flowing.worker.said());
+    assert_eq!(proxy.notes().struck, 1);
+    flowing.comes_back(struck, async { proxy.heal() }, BACK).await;
+    assert_ne!(consumer(&rabbitmq, &flowing.world).await.1, former);
+    flowing.finish_without_doubt().await;
 }
 
 /// A way to RabbitMQ that can fall silent: it takes connections, and says nothing.
@@ -203,8 +258,7 @@ async fn a_broker_that_takes_connections_and_says_nothing_is_given_up_in_time_an
     // One try has a second, and the pauses between them double.
     let knocks = door.knocks.load(Ordering::Relaxed) - before;
     assert!((1..=since.elapsed().as_secs() as usize + 1).contains(&knocks), "{knocks} in {:?}", since.elapsed());
-    door.shut(false);
-    flowing.comes_back(struck, BACK).await;
+    flowing.comes_back(struck, async { door.shut(false) }, BACK).await;
     flowing.finish().await;
 }
 
@@ -231,7 +285,7 @@ async fn leads_flow_on_when_the_node_of_their_queues_leader_dies_and_the_worker_
     let flowing = Flowing::start(world, &SHORT).await;
     let struck = flowing.strikes();
     first.kill().await;
-    flowing.comes_back(struck, ELECTED).await;
+    flowing.comes_back(struck, async {}, ELECTED).await;
     assert_ne!(leader(&cluster, &flowing.world).await.url(), first.url());
     first.start().await;
     flowing.finish().await;
@@ -256,7 +310,6 @@ async fn a_worker_whose_own_node_dies_says_so_and_comes_back_with_it() {
         .world
         .until("the queue takes leads without its first leader", async || flowing.confirmed() > confirmed + 5)
         .await;
-    first.start().await;
-    flowing.comes_back(struck, BACK).await;
+    flowing.comes_back(struck, first.start(), BACK).await;
     flowing.finish().await;
 }

@@ -66,16 +66,16 @@ async fn after_the_first_log_in_refresh_tokens_are_used_and_each_of_them_once() 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn posts_under_a_token_that_a_refresh_has_just_killed_are_made_again_uncharged_and_unsuspected() {
-    let world = squadrun(Duration::from_secs(4)).await;
+    let world = squadrun(Duration::from_secs(8)).await;
     // The refresh is done at the API long before the worker learns of it.
-    let slow = Fault::latency(Duration::from_millis(700)).after();
+    let slow = Fault::latency(Duration::from_secs(2)).after();
     world.sandbox.faults().script([Fault::none().on_token(), slow.on_token()]);
     let running = world.start().await;
     let mut ids = vec![world.one_more("first").await];
     // At three quarters of its life, whoever uses the token has it renewed.
-    tokio::time::sleep(Duration::from_millis(3_050)).await;
+    tokio::time::sleep(Duration::from_millis(6_050)).await;
     // The first refusal is not known before all are under way.
-    world.sandbox.tune(|tuning| tuning.latency = Duration::from_millis(400));
+    world.sandbox.tune(|tuning| tuning.latency = Duration::from_secs(1));
     ids.push(world.publish_any("early").await);
     world.sandbox.journal().wait_for(|pages| pages.counts().tokens_issued == 2, DEADLINE).await.unwrap();
     ids.extend(world.publish_any_many("late", 30).await);

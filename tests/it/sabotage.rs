@@ -94,7 +94,7 @@ async fn the_checker_finds_a_lead_that_two_workers_post_for_want_of_a_lease() {
 async fn the_checker_finds_a_lead_that_a_worker_settled_without_its_lease() {
     for honest in [true, false] {
         let world = World::new().await;
-        world.sandbox.tune(|tuning| tuning.latency = Duration::from_secs(2));
+        world.sandbox.tune(|tuning| tuning.latency = Duration::from_secs(5));
         world.publish_many("lead", 12).await;
         let rule = if honest { Vec::new() } else { vec![("LEADPOST_FAULTS", "break=fence")] };
         // It has more in hand than it posts at a time.
@@ -104,6 +104,7 @@ async fn the_checker_finds_a_lead_that_a_worker_settled_without_its_lease() {
         frozen.signal("TERM");
         frozen.until_said("told to stop").await;
         frozen.signal("STOP");
+        world.sandbox.tune(|tuning| tuning.latency = Duration::from_secs(2));
         until_quiet(&world).await;
         let not_begun: Vec<Uuid> = held(&world).await.into_iter().filter(|id| world.posts(LeadId(*id)) == 0).collect();
         world.expire_leases().await;

@@ -44,8 +44,7 @@ impl Silent {
         let late = after(&flowing, &proxy, self.tries).await;
         assert!(late.threads <= early.threads + self.more, "{early:?}, then {late:?}");
         assert!(late.descriptors <= early.descriptors + self.more, "{early:?}, then {late:?}");
-        proxy.heal();
-        flowing.comes_back(struck, self.back).await;
+        flowing.comes_back(struck, async { proxy.heal() }, self.back).await;
         flowing.finish().await;
     }
 }

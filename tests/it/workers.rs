@@ -111,7 +111,8 @@ async fn of_three_workers_one_is_killed_one_frozen_past_its_lease_and_one_stoppe
         .await;
     let before = posts(&world).len();
     frozen.signal("CONT");
-    // It settles too late, begins nothing of what it held, and takes part again.
+    // It settles too late, and takes part again.
+    frozen.until_said("settled too late").await;
     world.publish_many("last", 40).await;
     let audit = until_accounted_for(&world, vec![frozen, next]).await;
     assert!(audit.again > 0, "what was under way was posted again, with its doubt on record");

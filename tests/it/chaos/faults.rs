@@ -5,6 +5,8 @@ use std::time::Duration;
 use clap::ValueEnum as _;
 use leadpost::fault::Point;
 use leadpost::sandbox as api;
+use sqlx::{Connection as _, PgConnection};
+use tokio::time::Instant;
 
 use super::{Campaign, LEASE, refuse_some};
 use crate::support::proxy::{Direction, Fault as Harm, Proxy};
@@ -42,6 +44,7 @@ pub enum Fault {
     PostgresTerminates,
     PostgresReadOnly,
     PostgresLocked,
+    PostgresFull,
     ApiAway,
     ApiSlow,
     ApiFails,
@@ -79,6 +82,7 @@ impl Fault {
             Self::PostgresTerminates,
             Self::PostgresReadOnly,
             Self::PostgresLocked,
+            Self::PostgresFull,
             Self::ApiAway,
             Self::ApiSlow,
             Self::ApiFails,
@@ -125,6 +129,7 @@ impl Fault {
             | Self::PostgresTerminates
             | Self::PostgresReadOnly
             | Self::PostgresLocked
+            | Self::PostgresFull
             | Self::CommitLost => Side::Postgres,
             Self::ApiAway | Self::ApiSlow | Self::ApiFails | Self::ApiHangs => Side::Api,
             Self::TokensRevoked | Self::TokensRefused => Side::Token,
@@ -165,6 +170,7 @@ impl Fault {
             Self::PostgresTerminates => "Postgres: terminates backends".to_owned(),
             Self::PostgresReadOnly => "Postgres: read-only".to_owned(),
             Self::PostgresLocked => "Postgres: table locked".to_owned(),
+            Self::PostgresFull => "Postgres: out of connections".to_owned(),
             Self::ApiAway => "API: away".to_owned(),
             Self::ApiSlow => "API: slower than the timeout".to_owned(),
             Self::ApiFails => "API: 500, 503, broken connections".to_owned(),
@@ -280,6 +286,21 @@ impl Campaign {
             Fault::PostgresLocked => {
                 let sleep = format!("select pg_sleep({})", lasts.as_secs_f64());
                 self.sql(&["begin", "lock table leads in access exclusive mode", &sleep, "commit"]).await;
+            }
+            Fault::PostgresFull => {
+                // What others let go is taken as well.
+                let mut taken = Vec::new();
+                self.sql(&[TERMINATE]).await;
+                let until = Instant::now() + lasts;
+                while Instant::now() < until {
+                    match PgConnection::connect(&self.world.database.url).await {
+                        Ok(connection) => taken.push(connection),
+                        Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+                    }
+                }
+                for connection in taken {
+                    drop(connection.close().await);
+                }
             }
             Fault::ApiAway => {
                 // By the lines: nobody else can take their ports meanwhile.

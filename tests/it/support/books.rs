@@ -3,18 +3,24 @@
 //! The three records are independent: the first is kept by the tests' own publisher, the second by the sandbox, which shares no code with
 //! the worker, and the third is read as plain SQL.
 
+mod forged;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 
 use leadpost::lead::LeadId;
 use leadpost::sandbox::{Entry, Key};
+use leadpost::worker::Stopped;
 use sqlx::{PgPool, Row as _};
 use uuid::Uuid;
 
-use super::World;
+use super::{Running, World};
 
 /// Answers after which a lead is not posted again, unless somebody replays it.
 const FINAL: [&str; 3] = ["delivered", "duplicate", "rejected"];
+
+/// The byte order mark of UTF-8, which is not posted.
+const MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// A message that RabbitMQ confirmed.
 #[derive(Clone, Debug)]
@@ -79,6 +85,7 @@ impl fmt::Display for Audit {
     }
 }
 
+#[derive(Clone)]
 struct Row {
     id: Uuid,
     state: String,
@@ -158,6 +165,21 @@ impl World {
     }
 }
 
+impl World {
+    /// As [`World::finish`], and all records agree. For worlds to which leads came as messages, and in no other way.
+    pub async fn finish_in_full(self, running: Running) {
+        assert_eq!(running.stop().await, Stopped::Cleanly);
+        self.check_in_full().await;
+    }
+
+    /// The same, with all workers ended.
+    pub async fn check_in_full(&self) {
+        let audit = self.check_all().await;
+        assert!(audit.holds(), "{audit:#?}");
+        self.check_books().await;
+    }
+}
+
 impl Audit {
     /// Every confirmed message is one lead: under its id, or under another one that says which it came under.
     fn check_messages(&mut self, confirmed: &[Confirmed], rows: &[Row]) {
@@ -182,6 +204,9 @@ impl Audit {
                 1 => {}
                 n => self.wrong.push(format!("message {} is {n} leads", message.id)),
             }
+        }
+        for row in rows.iter().filter(|row| !messages.contains_key(&row.conflict_of.unwrap_or(row.id))) {
+            self.wrong.push(format!("lead {} comes from no message", row.id));
         }
         for row in rows.iter().filter(|row| row.replayed > 0) {
             let more = messages.get(&row.conflict_of.unwrap_or(row.id)).map_or(0, |n| n - 1);
@@ -245,12 +270,20 @@ impl Audit {
         };
         // The last one may be under way, or its worker dead.
         let settled = if row.leased { &posts[..posts.len() - 1] } else { posts };
-        if !explains(attempts, posts) && !explains(attempts, settled) {
+        // A post that the worker gave up may still be in work when the next one comes; no other.
+        let ends = |(earlier, later): (&Entry, &Entry)| earlier.ended.is_some_and(|ended| ended <= later.received);
+        let given_up: Vec<bool> = posts.iter().zip(posts.iter().skip(1)).map(|pair| !ends(pair)).collect();
+        let explains = |given_up: &[bool]| [posts, settled].iter().any(|posts| explains(attempts, posts, given_up));
+        if !explains(&[]) {
             self.wrong.push(format!("lead {id}: the attempts do not explain the posts: {}", record()));
+        }
+        if given_up.contains(&true) && !explains(&given_up) {
+            self.doubles.push(format!("lead {id}: posted twice at a time: {}", record()));
         }
         let doubts = attempts.iter().filter(|attempt| attempt.outcome == "uncertain").count();
         // Every body that was kept is the lead's own, in an API to which it goes as it came.
-        let other = |post: &&Entry| post.body.as_deref().is_some_and(|body| body != row.body);
+        let own = row.body.strip_prefix(MARK).unwrap_or(&row.body);
+        let other = |post: &&Entry| post.body.as_deref().is_some_and(|body| body != own);
         if self.as_it_came && row.replays() == 0 && posts.iter().find(other).is_some() {
             self.wrong.push(format!("lead {id}: another body was posted under its key"));
         }
@@ -266,31 +299,33 @@ impl Audit {
         if row.replays() == 0 && last_end.is_some_and(|at| at + 1 < attempts.len()) {
             self.doubles.push(format!("lead {id}: attempts after its end: {}", record()));
         }
-        // A post that the worker gave up may still be in work; one of a worker that died is not.
-        let given_up = attempts.iter().any(|attempt| attempt.outcome == "uncertain" && !attempt.expired);
-        let at_once = |(earlier, later): (&Entry, &Entry)| earlier.ended.is_none_or(|ended| ended > later.received);
-        if !given_up && posts.iter().zip(posts.iter().skip(1)).any(at_once) {
-            self.doubles.push(format!("lead {id}: posted twice at a time: {}", record()));
-        }
     }
 }
 
 /// Whether these attempts, in this order, can be what was seen of these posts: each answer on record was given, each doubt stands for one
-/// post at most, and what a worker died over may have been several more that the API did not process.
-fn explains(attempts: &[Attempt], posts: &[Entry]) -> bool {
+/// post at most, and what a worker died over may have been several more that the API did not process. Those of which that is said,
+/// in the order of the posts, stand for a post that a worker gave up without an answer.
+fn explains(attempts: &[Attempt], posts: &[Entry], given_up: &[bool]) -> bool {
     let Some((attempt, rest)) = attempts.split_first() else { return posts.is_empty() };
-    if matches!(attempt.outcome.as_str(), "not_sent" | "uncertain") && explains(rest, posts) {
+    if matches!(attempt.outcome.as_str(), "not_sent" | "uncertain") && explains(rest, posts, given_up) {
         return true;
     }
+    let after = |n: usize| given_up.get(n..).unwrap_or_default();
     if attempt.outcome == "not_sent" {
         return false;
     }
     if attempt.expired {
         let unprocessed = posts.iter().take_while(|post| !post.effect.processed()).count();
-        return (1..=(unprocessed + 1).min(posts.len())).any(|n| explains(rest, &posts[n..]));
+        return (1..=(unprocessed + 1).min(posts.len())).any(|n| {
+            // It is gone, and so are its posts.
+            !given_up.iter().take(n).any(|given_up| *given_up) && explains(rest, &posts[n..], after(n))
+        });
     }
     let Some((post, later)) = posts.split_first() else { return false };
-    attempt.http_status.is_none_or(|status| post.status == Some(status)) && explains(rest, later)
+    let is_given_up = attempt.outcome == "uncertain" && attempt.http_status.is_none();
+    (is_given_up || given_up.first() != Some(&true))
+        && attempt.http_status.is_none_or(|status| post.status == Some(status))
+        && explains(rest, later, after(1))
 }
 
 async fn leads(pool: &PgPool) -> Vec<Row> {

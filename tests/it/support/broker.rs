@@ -1,6 +1,7 @@
 //! A queue for each test, and a producer that can do what producers do.
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::{AMQPValue, FieldTable};
@@ -8,6 +9,7 @@ use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
 use leadpost::lead::{LeadId, identify};
 use uuid::Uuid;
 
+use super::DEADLINE;
 use super::books::Confirmed;
 
 pub struct Broker {
@@ -107,18 +109,28 @@ impl Broker {
     /// Publishes with these properties, and waits for the confirm.
     pub async fn publish_with(&self, body: &[u8], properties: BasicProperties) {
         let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
-        let message_id = properties.message_id().as_ref().map(|id| id.as_str());
+        let publishing = async {
+            loop {
+                let (exchange, queue) = ("".into(), self.queue.as_str().into());
+                let sent =
+                    self.channel.basic_publish(exchange, queue, options, body, properties.clone()).await.unwrap();
+                match sent.await.unwrap() {
+                    lapin::Confirmation::Ack(None) => break,
+                    // A queue that is busy may say no.
+                    lapin::Confirmation::Nack(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+                    other => panic!("the message was not taken: {other:?}"),
+                }
+            }
+        };
+        tokio::time::timeout(DEADLINE, publishing).await.expect("the message must be taken");
+        self.note(properties.message_id().as_ref().map(|id| id.as_str()), body);
+    }
+
+    /// A message was confirmed.
+    pub(super) fn note(&self, message_id: Option<&str>, body: &[u8]) {
         // A UUID is the lead's id. For any other the worker's own rule is asked, which tests/it/identity.rs checks.
         let uuid = message_id.and_then(|id| Uuid::try_parse(id).ok());
         let id = uuid.map_or_else(|| identify(&self.queue, message_id, body), LeadId);
-        let confirm = self
-            .channel
-            .basic_publish("".into(), self.queue.as_str().into(), options, body, properties.clone())
-            .await
-            .unwrap()
-            .await
-            .unwrap();
-        assert!(matches!(confirm, lapin::Confirmation::Ack(None)), "the message was not taken");
         self.confirmed.lock().unwrap().push(Confirmed { id, body: body.to_vec() });
     }
 

@@ -37,12 +37,17 @@ const SHARE: f64 = 0.3;
 /// A lead costs so much at most in a debug build, of which a millisecond was seen.
 const EACH: Duration = Duration::from_millis(10);
 
+/// So long it is looked at.
+const LASTS: Duration = Duration::from_secs(3);
+
 /// So many threads or descriptors more than before may be there: those of connections that were given up a while ago, of their
 /// successors, and of a worker that had only just started.
 const MORE: usize = 12;
 
-/// Timeouts that are shorter than the usual ones, so that all of them pass while a neighbour is frozen for seconds.
-pub const SHORT: [(&str, &str); 5] = [
+/// Timeouts that are shorter than the usual ones, so that all of them pass while a neighbour is frozen for seconds; and fewer posts at a
+/// time than [`MORE`], each of which may need a connection of its own.
+pub const SHORT: [(&str, &str); 6] = [
+    ("LEADPOST__FLOW__CONCURRENCY", "8"),
     ("LEADPOST__AMQP__HEARTBEAT_S", "2"),
     ("LEADPOST__AMQP__TIMEOUT_MS", "1000"),
     ("LEADPOST__POSTGRES__CONNECT_TIMEOUT_MS", "1000"),
@@ -250,9 +255,8 @@ impl Flowing {
         }
     }
 
-    /// The fault is over: the worker has not complained in a hot loop meanwhile, and without anybody's help it is ready and
-    /// delivers what is published from now on, within this time.
-    pub async fn comes_back(&self, struck: Struck, within: Duration) {
+    /// Since the fault has struck the worker has not complained in a hot loop.
+    fn was_patient(&self, struck: &Struck) {
         let (lasted, complaints) = (struck.at.elapsed(), self.complaints().split_off(struck.complaints));
         let most = COMPLAINTS * (1.0 + lasted.as_secs_f64());
         assert!(
@@ -261,7 +265,17 @@ impl Flowing {
             complaints.len(),
             complaints.last()
         );
+    }
+
+    /// The worker has not been in a hot loop while the fault lasted. Then this ends the fault, and without anybody's help it is ready
+    /// and delivers what is published from then on, within this time.
+    pub async fn comes_back(&self, struck: Struck, end: impl Future<Output = ()>, within: Duration) {
+        // In a shorter time nobody can tell a hot loop from first tries.
+        tokio::time::sleep_until(struck.at + LASTS).await;
+        // Before the end: what has piled up is work enough.
+        self.was_patient(&struck);
         self.was_at_rest(&struck);
+        end.await;
         let (since, skip) = (Instant::now(), self.confirmed());
         let back = async {
             self.until_delivering(skip).await;
@@ -271,6 +285,19 @@ impl Flowing {
         };
         let back = timeout(within, back).await;
         assert!(back.is_ok(), "not back after {:?}: {:#?}", since.elapsed(), self.complaints());
+        self.was_patient(&struck);
+    }
+
+    /// Some messages had to be delivered again, and none of them more than once: of more the queue may not approve.
+    pub async fn were_given_back_once(&self) {
+        let (_, _, metrics) = self.worker.ask("/metrics").await;
+        let delivered_before = metrics.lines().find_map(|line| line.strip_prefix("leadpost_max_delivery_count "));
+        assert_eq!(delivered_before, Some("1"), "{metrics}");
+    }
+
+    /// Waits until the worker is connected to all that it needs.
+    pub async fn until_ready(&self) {
+        self.world.until("the worker is ready", async || self.readyz().await.0 == 200).await;
     }
 
     /// Publishes no more, and waits until all that was confirmed has come to an end.
@@ -291,6 +318,16 @@ impl Flowing {
             usize::try_from(ended).unwrap() == ids.len()
         };
         world.until("all confirmed leads are with the API", ended).await;
+    }
+
+    /// Ends it all: each confirmed lead is with the API, and was posted once.
+    pub async fn finish_without_doubt(mut self) {
+        self.drain().await;
+        for confirmed in self.world.broker.confirmed() {
+            assert_eq!(self.world.story(confirmed.id).await, ["delivered 201"]);
+            assert_eq!(self.world.posts(confirmed.id), 1, "{} was posted twice", confirmed.id);
+        }
+        self.finish().await;
     }
 
     /// Ends it all: each confirmed lead is with the API, once, or with each doubt about that on record.

@@ -101,6 +101,10 @@ impl Broker {
         wire.send(HEADER, 1, &header);
         wire.send(BODY, 1, body);
         wire.expect(60, 80);
+        // Of another one no lead comes.
+        if let Ok(message_id) = std::str::from_utf8(message_id) {
+            self.note(Some(message_id), body);
+        }
     }
 
     /// Takes a message from a queue, whatever its properties are, and returns its body. Blocks.

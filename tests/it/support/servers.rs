@@ -213,6 +213,14 @@ impl Server {
         self.ctl(&["eval", &set(&value.to_string())]).await;
     }
 
+    /// Sets back what was tuned, for channels that are opened from now on.
+    pub async fn untune(&self) {
+        let expressions = std::mem::take(&mut *self.untune.lock().unwrap());
+        for expression in &expressions {
+            self.ctl(&["eval", expression]).await;
+        }
+    }
+
     /// What `rabbitmqctl` prints for this.
     pub async fn ctl(&self, arguments: &[&str]) -> String {
         let arguments: Vec<String> = arguments.iter().map(|argument| (*argument).to_owned()).collect();
@@ -255,7 +263,9 @@ impl Server {
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/services");
 
 fn services(state: &Path, arguments: &[&str], environment: &[(&str, &Path)]) -> Result<String, String> {
-    output(Command::new(SCRIPT).args(arguments).env("LEADPOST_SERVICES_STATE", state).envs(environment.iter().copied()))
+    // Several nodes that start at once on a busy machine take their time.
+    let variables = [("LEADPOST_SERVICES_STATE", state), ("LEADPOST_SERVICES_WAIT", Path::new("300"))];
+    output(Command::new(SCRIPT).args(arguments).envs(variables).envs(environment.iter().copied()))
 }
 
 /// Runs this to its end.

@@ -36,6 +36,10 @@ pub enum Speech {
     HangsUp,
 }
 
+/// Those that get as far as a certificate.
+const CERTIFIED: [Speech; 5] =
+    [Speech::Well, Speech::SelfSigned, Speech::Expired, Speech::NotYetValid, Speech::OfAnother];
+
 /// The port, and the file with the certificate that signs for it.
 pub struct Tls {
     port: u16,
@@ -88,11 +92,14 @@ impl Tls {
         let speech = Arc::new(Mutex::new(Speech::Well));
         let requests = Arc::default();
         let (now, book) = (Arc::clone(&speech), Arc::clone(&requests));
+        // A key takes its time, which a client does not give.
+        let configs = CERTIFIED.map(|speech| (speech, signer.config(speech)));
         // Ends with the process; a thread that waits for connections costs nothing.
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 let speech = *now.lock().unwrap_or_else(PoisonError::into_inner);
-                let (config, book) = (signer.config(speech), Arc::clone(&book));
+                let config = configs.iter().find(|(of, _)| *of == speech).map(|(_, config)| Arc::clone(config));
+                let book = Arc::clone(&book);
                 std::thread::spawn(move || {
                     stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
                     // What goes wrong is what the other side makes of it.
@@ -125,12 +132,15 @@ impl Tls {
 fn converse(
     speech: Speech,
     mut stream: TcpStream,
-    config: Arc<ServerConfig>,
+    config: Option<Arc<ServerConfig>>,
     book: &Mutex<Vec<String>>,
 ) -> std::io::Result<()> {
+    if let Some(config) = config {
+        let session = ServerConnection::new(config).map_err(std::io::Error::other)?;
+        return answer(StreamOwned::new(session, stream), book);
+    }
     let mut hello = [0; 4096];
-    let is_raw = [Speech::Plain, Speech::Noise, Speech::HangsUp, Speech::Silence, Speech::Half].contains(&speech);
-    if is_raw && stream.read(&mut hello)? == 0 {
+    if stream.read(&mut hello)? == 0 {
         return Ok(());
     }
     match speech {
@@ -138,7 +148,6 @@ fn converse(
             stream.write_all(b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
         }
         Speech::Noise => stream.write_all(b"\x00\xff\x15\x03zyxq\r\n\r\n"),
-        Speech::HangsUp => Ok(()),
         Speech::Silence | Speech::Half => {
             if speech == Speech::Half {
                 // The head of a record of 122 bytes, and the first two of them.
@@ -147,10 +156,7 @@ fn converse(
             while stream.read(&mut hello)? > 0 {}
             Ok(())
         }
-        Speech::Well | Speech::SelfSigned | Speech::Expired | Speech::NotYetValid | Speech::OfAnother => {
-            let session = ServerConnection::new(config).map_err(std::io::Error::other)?;
-            answer(StreamOwned::new(session, stream), book)
-        }
+        _ => Ok(()),
     }
 }
 

@@ -1,5 +1,6 @@
 //! A server of which every byte is the test's to say, and a door that can be open, shut, silent or walled up.
 
+use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -7,6 +8,9 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
+
+/// Connections that wait to be accepted.
+const BACKLOG: u32 = 1024;
 
 /// What is done about a request, one step after the other. After the last one the connection is open for the next request.
 #[derive(Clone, Debug)]
@@ -20,6 +24,8 @@ pub enum Step {
     /// Nothing, until the other side leaves.
     Hang,
     Close,
+    /// When the next request begins to come, closes before it is read.
+    CloseUnderNext,
     Reset,
 }
 
@@ -78,6 +84,8 @@ struct Stage {
 
 pub struct Wire {
     port: u16,
+    /// Bound and never listening: keeps the port ours while the door is shut.
+    _reserved: TcpSocket,
     stage: Stage,
     serving: JoinHandle<()>,
     /// What fills the queue of connections of a walled door.
@@ -87,12 +95,13 @@ pub struct Wire {
 impl Wire {
     /// An open one that does this about each request.
     pub async fn open(play: impl Fn(&Taken) -> Vec<Step> + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let port = listener.local_addr().unwrap().port();
+        let reserved = bind(0);
+        let port = reserved.local_addr().unwrap().port();
+        let listener = bind(port).listen(BACKLOG).unwrap();
         let play: Play = Arc::new(play);
         let stage = Stage { book: Arc::default(), play: Arc::new(Mutex::new(play)) };
         let serving = tokio::spawn(stage.clone().serve(listener, Door::Open));
-        Self { port, stage, serving, fillers: Vec::new() }
+        Self { port, _reserved: reserved, stage, serving, fillers: Vec::new() }
     }
 
     /// From now on, does this about each request.
@@ -110,12 +119,9 @@ impl Wire {
             self.serving = tokio::spawn(std::future::pending());
             return;
         }
-        let address = format!("127.0.0.1:{}", self.port).parse().unwrap();
-        let socket = TcpSocket::new_v4().unwrap();
-        socket.set_reuseaddr(true).unwrap();
-        socket.bind(address).unwrap();
-        let listener = socket.listen(if door == Door::Walled { 0 } else { 1024 }).unwrap();
+        let listener = bind(self.port).listen(if door == Door::Walled { 0 } else { BACKLOG }).unwrap();
         if door == Door::Walled {
+            let address = listener.local_addr().unwrap();
             while let Ok(Ok(filler)) =
                 tokio::time::timeout(Duration::from_millis(100), TcpStream::connect(address)).await
             {
@@ -219,6 +225,7 @@ impl Stage {
                     }
                     Step::Hang => return leave_alone(stream).await,
                     Step::Close => return,
+                    Step::CloseUnderNext => return drop(stream.readable().await),
                     Step::Reset => return stream.set_zero_linger().unwrap(),
                 };
                 if done.is_err() {
@@ -227,6 +234,14 @@ impl Stage {
             }
         }
     }
+}
+
+/// A socket at this port, and at any for 0.
+fn bind(port: u16) -> TcpSocket {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_reuseaddr(true).unwrap();
+    socket.bind((Ipv4Addr::LOCALHOST, port).into()).unwrap();
+    socket
 }
 
 /// Waits until the other side leaves.

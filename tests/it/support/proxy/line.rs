@@ -293,6 +293,15 @@ impl<'a> Pump<'a> {
                         continue;
                     }
                 }
+                Some(Fault::SlipIn(ref needles, ref bytes)) => {
+                    if let Some((_, behind)) = self.search(needles, piece)
+                        && self.strike()
+                    {
+                        to.write_all(&[&piece[..behind], bytes, &piece[behind..]].concat()).await?;
+                        self.passed(read);
+                        continue;
+                    }
+                }
                 Some(Fault::LoseAnswer(ref needles) | Fault::KeepAnswer(ref needles)) => {
                     if self.search(needles, piece).is_some()
                         && self.strike()

@@ -64,6 +64,8 @@ pub enum Fault {
     LoseAnswer(Vec<Vec<u8>>),
     /// As [`Fault::LoseAnswer`], but the connection stays open, and nothing comes back on it any more.
     KeepAnswer(Vec<Vec<u8>>),
+    /// When these bytes have been seen, one after the other, the second ones are slipped in behind them, and all goes on.
+    SlipIn(Vec<Vec<u8>>, Vec<u8>),
 }
 
 impl Fault {
@@ -85,6 +87,10 @@ impl Fault {
 
     pub fn keep_answer(to: &[&str]) -> Self {
         Self::KeepAnswer(bytes(to))
+    }
+
+    pub fn slip_in(after: &[u8], bytes: Vec<u8>) -> Self {
+        Self::SlipIn(vec![after.to_vec()], bytes)
     }
 }
 
