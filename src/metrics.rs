@@ -68,6 +68,8 @@ pub struct Metrics {
     pub settle_batch: Histogram,
     /// Posts under way.
     pub posting: Gauge,
+    /// Posts that may be under way, as far as is known of the API.
+    pub concurrency: Gauge,
     /// 1 while posts are paused.
     pub circuit_open: Gauge,
     /// 1 while RabbitMQ can be reached.
@@ -130,6 +132,7 @@ impl Metrics {
             accept_batch: batch(r, "accept_batch_size", "Messages in one accept transaction"),
             settle_batch: batch(r, "settle_batch_size", "Leads in one settle transaction"),
             posting: gauge(r, "posts_under_way", "Posts under way"),
+            concurrency: gauge(r, "concurrency", "Posts that may be under way, as far as is known of the API"),
             circuit_open: gauge(r, "circuit_open", "1 while posts are paused"),
             rabbitmq_up: gauge(r, "rabbitmq_up", "1 while RabbitMQ can be reached"),
             postgres_up: gauge(r, "postgres_up", "1 while Postgres can be written"),

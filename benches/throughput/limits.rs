@@ -74,7 +74,9 @@ const APIS: [Api; 6] = [
 
 /// Prints a row for each API.
 pub async fn compare(leadpost: &Path, servers: &Servers, ceiling: usize) -> anyhow::Result<()> {
-    println!("| API | adaptive, leads/s | of them refused | posts under way | best fixed number, leads/s | adaptive / best |");
+    println!(
+        "| API | adaptive, leads/s | of them refused | posts under way | best fixed number, leads/s | adaptive / best |"
+    );
     println!("|---|---:|---:|---:|---:|---:|");
     for api in &APIS {
         let adaptive = run(leadpost, servers, api, (1, ceiling), api.change, (FROM, UNTIL)).await.context(api.name)?;
@@ -82,15 +84,29 @@ pub async fn compare(leadpost: &Path, servers: &Servers, ceiling: usize) -> anyh
         for &fixed in api.fixed {
             // The limits as they are in the end.
             let change = api.change.map(|(_, change)| (Duration::ZERO, change));
-            let run = run(leadpost, servers, api, (fixed, fixed), change, (FIXED_FROM, FIXED_UNTIL)).await.context(api.name)?;
-            eprintln!("throughput: {}: fixed at {fixed}: {:.0} leads/s, {:.1} % refused", api.name, run.per_s, run.refused * 100.0);
+            let run = run(leadpost, servers, api, (fixed, fixed), change, (FIXED_FROM, FIXED_UNTIL))
+                .await
+                .context(api.name)?;
+            eprintln!(
+                "throughput: {}: fixed at {fixed}: {:.0} leads/s, {:.1} % refused",
+                api.name,
+                run.per_s,
+                run.refused * 100.0
+            );
             if run.per_s > best.1 {
                 best = (fixed, run.per_s);
             }
         }
         let row = format!(
             "| {} | {:.0} | {:.2} % | {} to {} | {:.0} (at {}) | {:.2} |",
-            api.name, adaptive.per_s, adaptive.refused * 100.0, adaptive.least, adaptive.most, best.1, best.0, adaptive.per_s / best.1
+            api.name,
+            adaptive.per_s,
+            adaptive.refused * 100.0,
+            adaptive.least,
+            adaptive.most,
+            best.1,
+            best.0,
+            adaptive.per_s / best.1
         );
         eprintln!("throughput: {row}");
         println!("{row}");
@@ -127,7 +143,12 @@ async fn run(
     let (mut least, mut most) = (u64::MAX, 0);
     while began.elapsed() < until {
         if let Some((after, patch)) = change.filter(|(after, _)| began.elapsed() >= *after) {
-            reqwest::Client::new().patch(format!("{url}/_sandbox/settings")).body(patch.to_owned()).send().await?.error_for_status()?;
+            reqwest::Client::new()
+                .patch(format!("{url}/_sandbox/settings"))
+                .body(patch.to_owned())
+                .send()
+                .await?
+                .error_for_status()?;
             change = None;
             eprintln!("throughput: {}: changed after {after:?}", api.name);
         }

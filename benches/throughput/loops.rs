@@ -46,7 +46,8 @@ pub fn play(role: &str) -> anyhow::Result<()> {
 
 async fn token(client: &reqwest::Client, api: &str) -> anyhow::Result<String> {
     let form = [("grant_type", "client_credentials")];
-    let request = client.post(format!("{api}/oauth2/token")).basic_auth("sandbox-client", Some("sandbox-secret")).form(&form);
+    let request =
+        client.post(format!("{api}/oauth2/token")).basic_auth("sandbox-client", Some("sandbox-secret")).form(&form);
     let answer: serde_json::Value = serde_json::from_slice(&request.send().await?.error_for_status()?.bytes().await?)?;
     answer["access_token"].as_str().map(str::to_owned).context("no token")
 }
@@ -84,7 +85,8 @@ async fn carry(role: Role) -> anyhow::Result<()> {
 }
 
 async fn ledger(database_url: &str) -> anyhow::Result<PgPool> {
-    let pool = PgPoolOptions::new().max_connections(10).acquire_timeout(Duration::from_secs(60)).connect(database_url).await?;
+    let pool =
+        PgPoolOptions::new().max_connections(10).acquire_timeout(Duration::from_secs(60)).connect(database_url).await?;
     let table = "create table usual (id uuid primary key, state text not null, body bytea not null, http_status int, \
          accepted_at timestamptz not null default now(), finished_at timestamptz)";
     sqlx::query(table).execute(&pool).await?;

@@ -113,7 +113,14 @@ async fn run(args: Args) -> anyhow::Result<()> {
         }
         for who in who {
             for _ in 0..args.runs {
-                let scene = Scene { leadpost: &leadpost, servers: &servers, args: &args, who, delay, load: Load::Filled(leads) };
+                let scene = Scene {
+                    leadpost: &leadpost,
+                    servers: &servers,
+                    args: &args,
+                    who,
+                    delay,
+                    load: Load::Filled(leads),
+                };
                 report.add(scene.play().await.with_context(|| scene.name())?);
             }
         }
@@ -122,7 +129,8 @@ async fn run(args: Args) -> anyhow::Result<()> {
         for delay in [0, 20] {
             let load = Load::Stream { per_s: args.stream, seconds: args.stream_seconds };
             let delay = Duration::from_millis(delay);
-            let scene = Scene { leadpost: &leadpost, servers: &servers, args: &args, who: Who::Leadpost(1), delay, load };
+            let scene =
+                Scene { leadpost: &leadpost, servers: &servers, args: &args, who: Who::Leadpost(1), delay, load };
             report.add(scene.play().await.with_context(|| scene.name())?);
         }
     }

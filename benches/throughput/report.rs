@@ -50,10 +50,12 @@ pub struct Report {
 impl Report {
     pub async fn new(servers: &Servers) -> anyhow::Result<Self> {
         let mut connection = servers.connect(None).await?;
-        let version: String = sqlx::query_scalar("select current_setting('server_version')").fetch_one(&mut connection).await?;
-        let durable: String = sqlx::query_scalar("select current_setting('fsync') || '/' || current_setting('synchronous_commit')")
-            .fetch_one(&mut connection)
-            .await?;
+        let version: String =
+            sqlx::query_scalar("select current_setting('server_version')").fetch_one(&mut connection).await?;
+        let durable: String =
+            sqlx::query_scalar("select current_setting('fsync') || '/' || current_setting('synchronous_commit')")
+                .fetch_one(&mut connection)
+                .await?;
         let servers = format!("Postgres {version} (fsync/synchronous_commit {durable})");
         Ok(Self { machine: measure::machine(), servers, rows: Vec::new() })
     }
@@ -93,7 +95,8 @@ impl Report {
 
     fn print_ratios(&self) {
         let rows = self.medians();
-        let of = |who, delay_ms| rows.iter().find(|row| row.who == who && row.delay_ms == delay_ms && row.load == "filled");
+        let of =
+            |who, delay_ms| rows.iter().find(|row| row.who == who && row.delay_ms == delay_ms && row.load == "filled");
         for delay_ms in [0, 100] {
             let Some(ours) = of(Who::Leadpost(1), delay_ms) else { continue };
             for (other, name) in [(Who::Bare, "bare loop"), (Who::Usual, "usual worker")] {
@@ -120,7 +123,8 @@ fn line(row: &Row) -> String {
     let number = |value: Option<f64>, unit: &str, digits: usize| {
         value.map_or_else(|| "-".to_owned(), |value| format!("{value:.digits$}{unit}"))
     };
-    let latency = row.latency_ms.map_or_else(|| "-".to_owned(), |l| format!("{:.1} / {:.1} / {:.1} ms", l.p50, l.p95, l.p99));
+    let latency =
+        row.latency_ms.map_or_else(|| "-".to_owned(), |l| format!("{:.1} / {:.1} / {:.1} ms", l.p50, l.p95, l.p99));
     format!(
         "| {} ms | {} | {} | {:.0} | {} | {} | {} | {} | {} | {} | {} | {} | {latency} |",
         row.delay_ms,

@@ -175,9 +175,8 @@ impl Scene<'_> {
         tokio::time::sleep(Duration::from_millis(1_500)).await;
         let commits = commits(&mut ledger).await? - commits_before;
 
-        let per_lead = |before: Option<Cpu>, after: Option<Cpu>| {
-            Some((after? - before?).as_secs_f64() * 1e6 / leads as f64)
-        };
+        let per_lead =
+            |before: Option<Cpu>, after: Option<Cpu>| Some((after? - before?).as_secs_f64() * 1e6 / leads as f64);
         let sum = |cpus: &[Cpu]| Some(cpus.iter().sum());
         let has_ledger = self.who != Who::Bare;
         Ok(Row {

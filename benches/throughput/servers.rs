@@ -22,7 +22,14 @@ pub struct Servers {
 /// The worker in release mode, without what tests break on purpose.
 pub fn build() -> anyhow::Result<PathBuf> {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(ROOT).args(["build", "--release", "--locked", "--bin", "leadpost", "--message-format=json-render-diagnostics"]);
+    cargo.current_dir(ROOT).args([
+        "build",
+        "--release",
+        "--locked",
+        "--bin",
+        "leadpost",
+        "--message-format=json-render-diagnostics",
+    ]);
     let built = cargo.stderr(std::process::Stdio::inherit()).output().context("cannot run cargo")?;
     ensure!(built.status.success(), "the worker does not build");
     let artifacts = String::from_utf8_lossy(&built.stdout);

@@ -78,9 +78,8 @@ impl Places {
         if most == 0 || self.surplus.load(Ordering::Acquire) == 0 {
             return 0;
         }
-        let settled = self.surplus.fetch_update(Ordering::AcqRel, Ordering::Acquire, |surplus| {
-            Some(surplus - surplus.min(most))
-        });
+        let settled =
+            self.surplus.fetch_update(Ordering::AcqRel, Ordering::Acquire, |surplus| Some(surplus - surplus.min(most)));
         settled.map_or(0, |before| before.min(most))
     }
 }

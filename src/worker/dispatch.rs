@@ -70,12 +70,7 @@ pub(super) struct Settling {
 
 impl Dispatch {
     /// Carries a lead to where it can be settled. The place is free when that is on its way.
-    pub(super) async fn carry(
-        self: Arc<Self>,
-        in_hand: InHand,
-        place: Taken,
-        settle: mpsc::Sender<Settling>,
-    ) {
+    pub(super) async fn carry(self: Arc<Self>, in_hand: InHand, place: Taken, settle: mpsc::Sender<Settling>) {
         let (leased, is_probe) = (in_hand.leased.clone(), in_hand.is_probe);
         let started_at = Instant::now();
         let settling = match AssertUnwindSafe(self.post(in_hand)).catch_unwind().await {

@@ -225,6 +225,7 @@ impl Health {
         };
         self.metrics.rabbitmq_up.set(i64::from(rabbitmq.ok));
         self.metrics.tokens.set(i64::try_from(tokens.fetched).unwrap_or(i64::MAX));
+        self.metrics.concurrency.set(i64::try_from(flow.concurrency).unwrap_or(i64::MAX));
         self.metrics.circuit_open.set(i64::from(flow.circuit != CircuitState::Closed));
         let ready = rabbitmq.ok && postgres.ok && token.ok && api.ok;
         HealthReport { ready, rabbitmq, postgres, token, api, flow }

@@ -268,7 +268,8 @@ impl Intake {
         let keep = fault::keep(KEEP);
         loop {
             // In the order of their arrival: when the first is not old, none is.
-            let most = if self.taken.is_empty() { 1 } else { self.settings.flow.batch.saturating_sub(self.taken.len()) };
+            let most =
+                if self.taken.is_empty() { 1 } else { self.settings.flow.batch.saturating_sub(self.taken.len()) };
             let is_old = |message: &Message| message.arrived_at.elapsed() > keep;
             if self.taken.is_empty() || self.taken.front().is_some_and(is_old) {
                 let mut more = Vec::new();
