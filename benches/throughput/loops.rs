@@ -14,7 +14,7 @@ use lapin::{Connection, ConnectionProperties};
 use serde::{Deserialize, Serialize};
 use sqlx::PgPool;
 use sqlx::postgres::PgPoolOptions;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 use uuid::Uuid;
 
 /// The environment variable that says what a process is to do.
@@ -68,20 +68,24 @@ async fn carry(role: Role) -> anyhow::Result<()> {
         .basic_consume(role.queue.as_str().into(), "loop".into(), BasicConsumeOptions::default(), FieldTable::default())
         .await?;
     let slots = Arc::new(Semaphore::new(role.in_flight));
-    while let Some(delivery) = consumer.next().await {
+    let (failed, mut failure) = mpsc::unbounded_channel();
+    loop {
+        let delivery = tokio::select! {
+            delivery = consumer.next() => delivery,
+            error = failure.recv() => return error.map_or(Ok(()), Err),
+        };
+        let Some(delivery) = delivery else { return Ok(()) };
         let delivery = delivery?;
         let slot = Arc::clone(&slots).acquire_owned().await?;
         let (client, token, url, pool) = (client.clone(), Arc::clone(&token), Arc::clone(&url), pool.clone());
+        let failed = failed.clone();
         tokio::spawn(async move {
-            let carried = one(&client, &token, &url, pool.as_ref(), delivery).await;
-            drop(slot);
-            if let Err(error) = carried {
-                eprintln!("loop: {error:#}");
-                std::process::exit(1);
+            if let Err(error) = one(&client, &token, &url, pool.as_ref(), delivery).await {
+                drop(failed.send(error));
             }
+            drop(slot);
         });
     }
-    Ok(())
 }
 
 async fn ledger(database_url: &str) -> anyhow::Result<PgPool> {

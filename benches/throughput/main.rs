@@ -12,6 +12,8 @@
 //! - The two loops run here, in a process of their own, with the same crates, the same queue and the same sandbox.
 //! - What is compared is measured in one run: absolute figures of different days say little.
 
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "the table is what it is for")]
+
 mod limits;
 mod loops;
 mod measure;
