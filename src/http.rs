@@ -15,6 +15,9 @@ use http::{HeaderMap, HeaderValue, Method, header};
 
 use crate::reason::{Reason, chain};
 
+/// The code of an [`Exchange::Unknown`] for want of an answer in time.
+pub const NO_ANSWER: &str = "timeout";
+
 /// What came of one request.
 #[derive(Debug)]
 pub enum Exchange {
@@ -150,7 +153,7 @@ fn not_answered(error: reqwest::Error) -> Exchange {
     }
     if error.is_timeout() {
         return Exchange::Unknown(Reason::new(
-            "timeout",
+            NO_ANSWER,
             "no answer within the time limit; the request may have been read",
         ));
     }

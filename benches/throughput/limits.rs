@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 
 use crate::scene::{Stage, counted, publish, sandbox, worker};
 use crate::servers::Servers;
@@ -136,6 +136,7 @@ async fn run(
     let (_sandbox, url) = sandbox(leadpost, api.options)?;
     let mut worker = worker(leadpost, servers, &stage.name, &url, posts)?;
     while counted(&url, "posts").await? == 0 {
+        ensure!(worker.is_running()?, "the worker has ended by itself");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     let began = Instant::now();

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, bail, ensure};
@@ -80,6 +81,10 @@ impl Running {
         self.0.id()
     }
 
+    pub fn is_running(&mut self) -> anyhow::Result<bool> {
+        Ok(self.0.try_wait()?.is_none())
+    }
+
     /// Asks it to stop, and waits.
     pub fn stop(&mut self) -> anyhow::Result<()> {
         Command::new("kill").args(["-TERM", &self.pid().to_string()]).status()?;
@@ -117,6 +122,11 @@ impl Scene<'_> {
         }
     }
 
+    /// How many posts may be under way, for all the same.
+    fn in_flight(&self) -> usize {
+        if self.delay.is_zero() { 64 } else { self.args.concurrency }
+    }
+
     pub async fn play(&self) -> anyhow::Result<Row> {
         let stage = Stage::set(self.servers).await?;
         let played = self.play_on(&stage.name, &stage.channel).await;
@@ -133,34 +143,32 @@ impl Scene<'_> {
         let mut ledger = self.servers.connect(Some(name)).await?;
         // What was written before is not to be flushed meanwhile.
         execute(&mut ledger, "checkpoint").await?;
-        let commits_before = commits(&mut ledger).await?;
 
         let started = Instant::now();
         let count = if let Who::Leadpost(n) = self.who { n } else { 1 };
         let mut workers = (0..count).map(|_| self.worker(name, &api)).collect::<anyhow::Result<Vec<_>>>()?;
-        let published = match self.load {
-            Load::Filled(_) => HashMap::new(),
-            Load::Stream { per_s, seconds } => {
-                // Whoever starts has no lead to post yet.
-                tokio::time::sleep(Duration::from_secs(2)).await;
-                publish(channel, name, 0..per_s * seconds, Some(per_s)).await?
+        let mut polls = 0;
+        match self.load {
+            Load::Filled(_) => {
+                while posts(&api).await? == 0 {
+                    ensure!(started.elapsed() < DEADLINE, "no lead was posted");
+                    tokio::time::sleep(Duration::from_millis(2)).await;
+                }
             }
-        };
-        while posts(&api).await? == 0 {
-            ensure!(started.elapsed() < DEADLINE, "no lead was posted");
-            tokio::time::sleep(Duration::from_millis(2)).await;
+            // Whoever starts has no lead to post yet.
+            Load::Stream { .. } => tokio::time::sleep(Duration::from_secs(2)).await,
         }
         let (first_post, began) = (started.elapsed(), Instant::now());
         let before = self.read(&workers, &sandbox, &mut ledger).await?;
-        while self.through(&mut ledger, &api).await? < leads {
-            ensure!(started.elapsed() < DEADLINE, "not all leads got through");
-            for worker in &mut workers {
-                if let Some(status) = worker.0.try_wait()? {
-                    bail!("a worker has ended by itself with {status}");
-                }
+        let commits_before = commits(&mut ledger).await?;
+        let publishing = async {
+            match self.load {
+                Load::Filled(_) => Ok(HashMap::new()),
+                Load::Stream { per_s, seconds } => publish(channel, name, 0..per_s * seconds, Some(per_s)).await,
             }
-            tokio::time::sleep(LOOK).await;
-        }
+        };
+        let (published, ()) =
+            tokio::try_join!(publishing, self.until_through(&mut workers, &mut ledger, &api, &mut polls))?;
         let took = began.elapsed();
         let after = self.read(&workers, &sandbox, &mut ledger).await?;
         let peak = workers.iter().filter_map(|worker| measure::peak_mib(worker.pid())).fold(0.0, f64::max);
@@ -173,7 +181,8 @@ impl Scene<'_> {
         ensure!(posted == leads, "{posted} posts of {leads} leads");
         // What a connection has done is counted when it has been idle for a moment, or ended.
         tokio::time::sleep(Duration::from_millis(1_500)).await;
-        let commits = commits(&mut ledger).await? - commits_before;
+        // Without what was asked from here: that is what was read, and the polls.
+        let commits = commits(&mut ledger).await? - commits_before - polls - 5;
 
         let per_lead =
             |before: Option<Cpu>, after: Option<Cpu>| Some((after? - before?).as_secs_f64() * 1e6 / leads as f64);
@@ -211,22 +220,49 @@ impl Scene<'_> {
         })
     }
 
-    /// How many leads are through.
-    async fn through(&self, ledger: &mut PgConnection, api: &str) -> anyhow::Result<u64> {
-        let sql = match self.who {
-            Who::Bare => return posts(api).await,
-            Who::Leadpost(_) => "select coalesce(sum(delivered), 0)::bigint from tallies",
-            Who::Usual => "select count(*) from usual where state = 'delivered'",
+    /// Waits until all leads are through: the same for all while they are posted, and then for whoever has a ledger until that says so.
+    async fn until_through(
+        &self,
+        workers: &mut [Running],
+        ledger: &mut PgConnection,
+        api: &str,
+        polls: &mut i64,
+    ) -> anyhow::Result<()> {
+        let (leads, began) = (self.leads(), Instant::now());
+        let in_ledger = match self.who {
+            Who::Bare => None,
+            Who::Leadpost(_) => Some("select coalesce(sum(delivered), 0)::bigint from tallies"),
+            Who::Usual => Some("select count(*) from usual where state = 'delivered'"),
         };
-        let n: i64 = sqlx::query_scalar(sql).fetch_one(ledger).await?;
-        Ok(n.unsigned_abs())
+        while counted(api, "created").await? < leads {
+            ensure!(began.elapsed() < DEADLINE, "not all leads got through");
+            for worker in &mut *workers {
+                if let Some(status) = worker.0.try_wait()? {
+                    bail!("a worker has ended by itself with {status}");
+                }
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        if let Some(sql) = in_ledger {
+            loop {
+                *polls += 1;
+                let n: i64 = sqlx::query_scalar(sql).fetch_one(&mut *ledger).await?;
+                if n.unsigned_abs() == leads {
+                    break;
+                }
+                ensure!(began.elapsed() < DEADLINE, "not all leads were settled");
+                tokio::time::sleep(LOOK).await;
+            }
+        }
+        Ok(())
     }
 
     fn worker(&self, name: &str, api: &str) -> anyhow::Result<Running> {
         let role = match self.who {
             Who::Leadpost(_) => {
-                let posts = (self.args.min_concurrency, self.args.concurrency);
-                return worker(self.leadpost, self.servers, name, api, posts);
+                let most = self.in_flight();
+                let least = if self.args.adaptive { 1 } else { most };
+                return worker(self.leadpost, self.servers, name, api, (least, most));
             }
             Who::Bare => None,
             Who::Usual => Some(self.servers.url_of(Some(name))?),
@@ -236,7 +272,7 @@ impl Scene<'_> {
             queue: name.to_owned(),
             api: api.to_owned(),
             database_url: role,
-            in_flight: if self.delay.is_zero() { 64 } else { self.args.concurrency },
+            in_flight: self.in_flight(),
         };
         let mut command = Command::new(std::env::current_exe()?);
         Ok(Running(command.env(ROLE, serde_json::to_string(&role)?).spawn()?))
@@ -336,7 +372,9 @@ async fn posts(api: &str) -> anyhow::Result<u64> {
 
 /// What the sandbox has counted under this name.
 pub async fn counted(api: &str, name: &str) -> anyhow::Result<u64> {
-    let summary = reqwest::get(format!("{api}/_sandbox/journal/summary")).await?.bytes().await?;
+    static CLIENT: OnceLock<reqwest::Client> = OnceLock::new();
+    let client = CLIENT.get_or_init(|| reqwest::Client::builder().no_proxy().build().unwrap_or_default());
+    let summary = client.get(format!("{api}/_sandbox/journal/summary")).send().await?.bytes().await?;
     let summary: serde_json::Value = serde_json::from_slice(&summary)?;
     summary[name].as_u64().with_context(|| format!("the sandbox does not say how many {name}"))
 }

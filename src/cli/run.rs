@@ -21,7 +21,7 @@ pub(super) struct RunArgs {
     #[arg(long, value_name = "NAME")]
     queue: Option<String>,
 
-    /// Posts under way at a time (flow.concurrency)
+    /// Posts under way at a time at most (flow.concurrency)
     #[arg(long, value_name = "N")]
     concurrency: Option<usize>,
 

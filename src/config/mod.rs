@@ -83,7 +83,7 @@ pub struct Amqp {
     pub url_file: Option<PathBuf>,
     /// The queue to consume.
     pub queue: String,
-    /// How many messages RabbitMQ hands out ahead of their acknowledgement. 0: four batches, or fewer where few posts are allowed.
+    /// How many messages RabbitMQ hands out ahead of their acknowledgement. 0: four batches, or fewer where few posts are allowed, or the rate is low.
     pub prefetch: u16,
     /// Seconds between heartbeats; a silent broker is given up after twice that.
     pub heartbeat_s: u16,
@@ -236,9 +236,10 @@ impl Default for Retry {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Flow {
-    /// How many posts may be under way at a time at most. How many are is found out: as many as the API can take.
+    /// How many posts may be under way at a time at most.
     pub concurrency: usize,
-    /// How many may be under way at least, however slow or busy the API is; as many as `concurrency`: the number is fixed.
+    /// How many may be under way at least, however slow or busy the API is: between the two, as many are as it can take. 0: always as many
+    /// as `concurrency`.
     pub min_concurrency: usize,
     /// How many leads are accepted, or settled, in one transaction at most.
     pub batch: usize,
@@ -261,8 +262,8 @@ pub struct Flow {
 impl Default for Flow {
     fn default() -> Self {
         Self {
-            concurrency: 1_000,
-            min_concurrency: 1,
+            concurrency: 64,
+            min_concurrency: 0,
             batch: 256,
             rate_per_s: 0.0,
             lease_ms: 120_000,
@@ -276,6 +277,11 @@ impl Default for Flow {
 }
 
 impl Flow {
+    /// How many posts may be under way at a time at least.
+    pub fn least(&self) -> usize {
+        if self.min_concurrency == 0 { self.concurrency } else { self.min_concurrency }
+    }
+
     /// How many leads may be in hand when so many may be posted at a time: those, and one batch accepted ahead, so that slots do not idle
     /// while it is committed.
     pub fn window(&self, posts: usize) -> usize {
@@ -339,14 +345,18 @@ impl Default for Shutdown {
 
 impl Settings {
     /// The prefetch to ask RabbitMQ for. Messages are acknowledged when they are accepted, which is before they are posted: so few are
-    /// enough for the next batches to be there in time, however many posts are under way.
+    /// enough for the next batches to be there in time, however many posts are under way. With a rate limit, what can be sent in a minute:
+    /// more would only wait here instead of in the queue.
     pub fn prefetch(&self) -> u16 {
-        match self.amqp.prefetch {
-            0 => {
-                let most = self.flow.window(self.flow.concurrency).saturating_mul(2);
-                u16::try_from(self.flow.batch.saturating_mul(4).min(most)).unwrap_or(u16::MAX)
-            }
-            prefetch => prefetch,
+        const LEAST: usize = 4;
+        if self.amqp.prefetch > 0 {
+            return self.amqp.prefetch;
         }
+        let flow = &self.flow;
+        let mut prefetch = flow.batch.saturating_mul(4).min(flow.window(flow.concurrency).saturating_mul(2));
+        if flow.rate_per_s > 0.0 {
+            prefetch = prefetch.min((flow.rate_per_s * 60.0) as usize).max(LEAST);
+        }
+        u16::try_from(prefetch).unwrap_or(u16::MAX)
     }
 }

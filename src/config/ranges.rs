@@ -40,7 +40,7 @@ const RANGES: [(&str, f64, f64); 36] = [
     ("retry.jitter", 0.0, 1.0),
     ("retry.max_retry_after_ms", 0.0, YEAR),
     ("flow.concurrency", 1.0, 20_000.0),
-    ("flow.min_concurrency", 1.0, 20_000.0),
+    ("flow.min_concurrency", 0.0, 20_000.0),
     ("flow.batch", 1.0, 5_000.0),
     ("flow.rate_per_s", 0.0, 1_000_000.0),
     ("flow.lease_ms", 1_000.0, DAY),

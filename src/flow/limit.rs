@@ -14,8 +14,10 @@
 //! CUBIC (RFC 9438), so that most of the time is spent close to it; and a latency that rises is a sign as well, as in Vegas.
 //!
 //! # Rules
-//! - Posts that began before a decrease say nothing about what holds after it: a hundred refusals at once are one sign.
-//! - Nothing grows while leads do not need it: a limit that was never reached is a limit that nobody has tried.
+//! - A sign is more than chance. An API that fails one post in a hundred, whatever the load, is not made better by less of it: what it always
+//!   refuses is known, and only much more than that is a sign.
+//! - Posts that had their slot before a decrease say nothing about what holds after it: a hundred refusals at once are one sign.
+//! - Nothing grows, and nothing falls, while leads do not need the limit: one that was never reached is one that nobody has tried.
 //! - Latency that does not fall with the number of posts is not caused by it. It is the new normal, and the limit goes back to where it was.
 //! - Pure: time enters as an argument.
 
@@ -26,12 +28,24 @@ use tokio::time::Instant;
 /// It begins with so many: hardly an API minds them, and a hundred leads a second need no more.
 const INITIAL: f64 = 16.0;
 
-/// What is left after a refusal close to the knee, and after one that comes as a surprise, or hard upon another.
-const AFTER_REFUSAL: f64 = 0.9;
-const AFTER_SURPRISE: f64 = 0.6;
+/// A limit is used when so much of it is.
+const USED: f64 = 0.8;
 
-/// What is left after a post without an answer: each of them costs a doubt.
-const AFTER_SILENCE: f64 = 0.6;
+/// So much more than what is refused anyway is a sign, which is that many times as much and this share of all posts.
+const UNUSUAL: f64 = 3.0;
+const NOTABLE: f64 = 0.03;
+
+/// The share of refusals is that of the last posts: twice as many as may be under way, and so many at least; what is usual, of many times
+/// as many.
+const RECENT: f64 = 100.0;
+const USUAL: f64 = 20.0;
+
+/// A post without an answer weighs as much as so many refusals: it costs a doubt.
+const SILENCE: f64 = 3.0;
+
+/// What is left after refusals close to the knee, and after those that come as a surprise, or hard upon others.
+const AFTER_REFUSALS: f64 = 0.9;
+const AFTER_SURPRISE: f64 = 0.6;
 
 /// How close below the knee it stays, and for how long, before it looks whether the knee has moved.
 const PLATEAU: f64 = 0.97;
@@ -41,14 +55,14 @@ const PLATEAU_FOR: Duration = Duration::from_secs(20);
 const FIRST_STEP: f64 = 0.01;
 const LAST_STEP: f64 = 1.0;
 
-/// When answers take this much longer than at best, it is on its way to too much: the steps are no larger than this.
-const SLOWER: f64 = 1.4;
-const STEP_IF_SLOWER: f64 = 0.04;
-
 /// Answers may take twice as long as they did at best and this much more, before that is a sign: a worker that is busy, and a
 /// network, take their time as well.
 const TOLERANCE: f64 = 2.0;
 const SLACK: Duration = Duration::from_millis(20);
+
+/// When answers take this much longer than at best, it is on its way to too much: the steps are no larger than this.
+const SLOWER: f64 = 1.4;
+const STEP_IF_SLOWER: f64 = 0.04;
 
 /// What is left after each sign of latency; and how little, before it is asked whether that has helped.
 const AFTER_LATENCY: f64 = 0.8;
@@ -64,14 +78,27 @@ const ROUND: Duration = Duration::from_millis(250);
 /// How a post ended, as far as the limit is concerned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Load {
-    /// The API answered in its own time.
-    Answered,
+    /// The API took the lead, in its own time.
+    Taken,
+    /// It decided without doing so: its time says little.
+    Decided,
     /// It said that it was too much: 429, 503.
     Refused,
     /// It did not answer in time.
     Silent,
     /// It says nothing about the load.
     Unknown,
+}
+
+/// A post that has ended.
+#[derive(Debug, Clone, Copy)]
+pub struct Ended {
+    /// How.
+    pub load: Load,
+    /// When it got its slot, so that the limit of that moment was its own.
+    pub since: Instant,
+    /// How long the API took.
+    pub took: Duration,
 }
 
 /// The limit and what is known of the API.
@@ -89,6 +116,9 @@ pub(super) struct Limit {
     /// When it was lowered last, and whether all has been well for a round since.
     lowered_at: Option<Instant>,
     was_well: bool,
+    /// The share of posts that were refused, of the last ones, and usually.
+    refused: f64,
+    refused_usually: f64,
     /// How long a post takes when the API is at ease.
     at_ease: Option<Duration>,
     trial: Option<Trial>,
@@ -104,7 +134,7 @@ struct Trial {
     knee: Option<f64>,
 }
 
-/// Posts that began and ended under one limit.
+/// Posts that ended lately.
 #[derive(Debug)]
 struct Round {
     began: Instant,
@@ -140,6 +170,8 @@ impl Limit {
             level_since: None,
             lowered_at: None,
             was_well: false,
+            refused: 0.0,
+            refused_usually: 0.0,
             at_ease: None,
             trial: None,
             round: Round::begin(now),
@@ -151,46 +183,64 @@ impl Limit {
         self.limit as usize
     }
 
-    /// Takes in how a post ended that began so long ago, while so many were under way, this one included.
-    pub(super) fn record(&mut self, load: Load, took: Duration, under_way: usize, now: Instant) {
-        let began = now.checked_sub(took).unwrap_or(now);
-        match load {
-            Load::Unknown => {}
-            Load::Refused | Load::Silent => {
-                if self.lowered_at.is_none_or(|lowered| began >= lowered) {
-                    let left = match load {
-                        Load::Silent => AFTER_SILENCE,
-                        _ if self.knee.is_some() && self.was_well => AFTER_REFUSAL,
-                        _ => AFTER_SURPRISE,
-                    };
-                    let knee = (under_way as f64).min(self.limit);
-                    self.knee = Some(knee);
-                    self.step = FIRST_STEP;
-                    self.level_since = Some(now);
-                    self.trial = None;
-                    self.set(knee * left, now);
-                }
-            }
-            Load::Answered => {
-                self.round.most = self.round.most.max(under_way);
-                if began >= self.round.began {
-                    self.round.posts += 1;
-                    self.round.took += took;
-                }
-                if self.round.is_over(now) {
-                    self.end_round(now);
-                }
+    /// Whether the API may yet be given less to do.
+    pub(super) fn can_fall(&self) -> bool {
+        self.posts() > self.floor as usize
+    }
+
+    /// Takes in how a post ended, while so many were under way, this one included.
+    pub(super) fn record(&mut self, ended: Ended, under_way: usize, now: Instant) {
+        let is_of_now = self.lowered_at.is_none_or(|lowered| ended.since >= lowered);
+        let is_used = under_way as f64 >= USED * self.limit.floor();
+        if ended.load != Load::Unknown && is_of_now && is_used {
+            self.weigh(ended.load, under_way, now);
+        }
+        self.round.most = self.round.most.max(under_way);
+        if ended.load == Load::Taken && is_of_now {
+            self.round.posts += 1;
+            self.round.took += ended.took;
+            if self.round.is_over(now) {
+                self.end_round(now);
             }
         }
     }
 
+    /// Is more refused than usual?
+    fn weigh(&mut self, load: Load, under_way: usize, now: Instant) {
+        let recent = (2.0 * self.limit).max(RECENT);
+        let weight = match load {
+            Load::Refused => 1.0,
+            Load::Silent => SILENCE,
+            Load::Taken | Load::Decided | Load::Unknown => 0.0,
+        };
+        self.refused += (weight - self.refused) / recent;
+        if self.refused <= UNUSUAL * self.refused_usually + NOTABLE {
+            self.refused_usually += (weight - self.refused_usually) / (recent * USUAL);
+            return;
+        }
+        let is_surprise = self.knee.is_none() || !self.was_well;
+        let knee = (under_way as f64).min(self.limit);
+        self.too_much(knee);
+        self.level_since = Some(now);
+        self.trial = None;
+        self.refused = self.refused_usually;
+        self.set(knee * if is_surprise { AFTER_SURPRISE } else { AFTER_REFUSALS }, now);
+    }
+
+    fn too_much(&mut self, knee: f64) {
+        self.knee = Some(knee);
+        self.step = FIRST_STEP;
+    }
+
     fn end_round(&mut self, now: Instant) {
         let latency = self.round.latency();
-        let is_used = self.round.most as f64 >= 0.9 * self.limit.floor();
+        let is_used = self.round.most as f64 >= USED * self.limit.floor();
         self.round = Round::begin(now);
         let at_ease = *self.at_ease.get_or_insert(latency);
         if latency > at_ease.mul_f64(TOLERANCE) + SLACK {
-            self.is_slow(latency, now);
+            if is_used {
+                self.is_slow(latency, now);
+            }
             return;
         }
         self.trial = None;
@@ -245,8 +295,7 @@ impl Limit {
     fn lower_for_latency(&mut self, now: Instant) {
         let left = self.limit * AFTER_LATENCY;
         // It stays there: closer, and answers would take too long again.
-        self.knee = Some(left / PLATEAU);
-        self.step = FIRST_STEP;
+        self.too_much(left / PLATEAU);
         self.level_since = Some(now);
         self.set(left, now);
     }
@@ -256,10 +305,9 @@ impl Limit {
         if limit < self.limit {
             self.lowered_at = Some(now);
             self.was_well = false;
+            self.round = Round::begin(now);
         }
         self.limit = limit;
-        // What began under another limit says nothing about this one.
-        self.round = Round::begin(now);
     }
 }
 
@@ -278,12 +326,12 @@ mod tests {
 
     /// Takes so many at a time and refuses the rest at once.
     fn refuses_above(capacity: usize, latency: Duration) -> impl Fn(Duration, usize) -> (Load, Duration) {
-        move |_, under_way| if under_way > capacity { (Load::Refused, MS) } else { (Load::Answered, latency) }
+        move |_, under_way| if under_way > capacity { (Load::Refused, MS) } else { (Load::Taken, latency) }
     }
 
     /// Takes longer for each one beyond those that it can work on at a time.
     fn slows_above(knee: usize, latency: Duration) -> impl Fn(Duration, usize) -> (Load, Duration) {
-        move |_, under_way| (Load::Answered, latency.mul_f64((under_way as f64 / knee as f64).max(1.0)))
+        move |_, under_way| (Load::Taken, latency.mul_f64((under_way as f64 / knee as f64).max(1.0)))
     }
 
     struct Run {
@@ -300,29 +348,35 @@ mod tests {
         }
     }
 
+    fn ended(load: Load, since: Instant, took: Duration) -> Ended {
+        Ended { load, since, took }
+    }
+
     /// Posts as fast as the limit allows.
     fn run(floor: usize, ceiling: usize, lasts: Duration, api: &Api) -> Run {
         let start = Instant::now();
         let mut limit = Limit::new(floor, ceiling, start);
         let mut ends = BinaryHeap::new();
         let mut now = Duration::ZERO;
-        let (mut answered, mut refused, mut limits) = (Vec::new(), 0, Vec::new());
+        let (mut answered, mut refused, mut limits, mut sent) = (Vec::new(), 0, Vec::new(), 0_u64);
         while now < lasts {
             while ends.len() < limit.posts() {
                 // They are not sent at the very same moment.
                 let (load, took) = api(now, ends.len() + 1);
                 let took = took.mul_f64(0.95 + 0.1 * ((ends.len() % 7) as f64 / 6.0));
-                ends.push(Reverse((now + took, now, load as u8)));
+                // Each post is another one.
+                sent += 1;
+                ends.push(Reverse((now + took, sent, now, load as u8)));
             }
             let under_way = ends.len();
-            let Reverse((end, began, load)) = ends.pop().unwrap();
+            let Reverse((end, _, began, load)) = ends.pop().unwrap();
             now = end;
-            let load = if load == Load::Answered as u8 { Load::Answered } else { Load::Refused };
+            let load = [Load::Taken, Load::Decided, Load::Refused, Load::Silent][usize::from(load)];
             match load {
-                Load::Answered => answered.push(now),
+                Load::Taken | Load::Decided => answered.push(now),
                 _ => refused += 1,
             }
-            limit.record(load, end - began, under_way, start + now);
+            limit.record(ended(load, start + began, end - began), under_way, start + now);
             limits.push((now, limit.posts()));
         }
         let per_s = move |from: Duration, to: Duration| {
@@ -334,7 +388,7 @@ mod tests {
 
     #[test]
     fn with_no_limit_in_sight_it_climbs_to_the_ceiling_within_seconds() {
-        let run = run(1, 1000, 10 * S, &|_, _| (Load::Answered, 100 * MS));
+        let run = run(1, 1000, 10 * S, &|_, _| (Load::Taken, 100 * MS));
         let reached = run.limits.iter().find(|(_, limit)| *limit == 1000).unwrap().0;
         assert!(reached < 5 * S, "{reached:?}");
         assert_eq!(run.limits_after(reached), (1000, 1000));
@@ -388,7 +442,7 @@ mod tests {
 
     #[test]
     fn an_api_that_becomes_slow_by_itself_is_not_made_slower_by_fewer_posts() {
-        let api = |at: Duration, _| (Load::Answered, if at < 30 * S { 50 * MS } else { 400 * MS });
+        let api = |at: Duration, _| (Load::Taken, if at < 30 * S { 50 * MS } else { 400 * MS });
         let run = run(1, 200, 90 * S, &api);
         let reached = (run.per_s)(60 * S, 90 * S) / (200.0 / 0.4);
         assert!(reached > 0.9, "{reached}");
@@ -399,9 +453,10 @@ mod tests {
         let start = Instant::now();
         let mut limit = Limit::new(1, 1000, start);
         for n in 1..10_000 {
-            limit.record(Load::Answered, 50 * MS, 3, start + n * 10 * MS);
+            let now = start + n * 10 * MS;
+            limit.record(ended(if n % 50 == 0 { Load::Refused } else { Load::Taken }, now - 50 * MS, 50 * MS), 3, now);
         }
-        assert_eq!(limit.posts(), 16);
+        assert_eq!(limit.posts(), 16, "it neither grows nor falls");
     }
 
     #[test]
@@ -409,25 +464,62 @@ mod tests {
         let start = Instant::now();
         let mut limit = Limit::new(100, 200, start);
         limit.floor = 1.0;
-        for _ in 0..100 {
-            limit.record(Load::Refused, 10 * MS, 100, start + 20 * MS);
-        }
-        assert_eq!(limit.posts(), 60);
-        limit.record(Load::Refused, 10 * MS, 60, start + 40 * MS);
-        assert_eq!(limit.posts(), 36);
+        let mut refuse = |since: Instant, n: usize| {
+            for _ in 0..n {
+                limit.record(ended(Load::Refused, since, 10 * MS), n, since + S);
+            }
+            limit.posts()
+        };
+        assert_eq!(refuse(start, 100), 60);
+        assert_eq!(refuse(start + 2 * S, 60), 36);
     }
 
     #[test]
     fn an_api_that_refuses_everything_leaves_the_floor() {
         let start = Instant::now();
         let mut limit = Limit::new(3, 64, start);
-        for n in 1..100 {
-            let under_way = limit.posts();
-            limit.record(Load::Refused, MS, under_way, start + n * 10 * MS);
+        for n in 1..200 {
+            let (under_way, now) = (limit.posts(), start + n * 10 * MS);
+            limit.record(ended(Load::Refused, now - MS, MS), under_way, now);
         }
         assert_eq!(limit.posts(), 3);
+        assert!(!limit.can_fall());
         let mut fixed = Limit::new(8, 8, start);
-        fixed.record(Load::Silent, MS, 8, start + S);
+        for _ in 0..100 {
+            fixed.record(ended(Load::Silent, start, MS), 8, start + S);
+        }
         assert_eq!(fixed.posts(), 8, "a floor that is the ceiling is a fixed limit");
+    }
+
+    /// Every nth post, whatever the load.
+    fn one_in(n: u64, odd: (Load, Duration), usual: Duration) -> impl Fn(Duration, usize) -> (Load, Duration) {
+        let random = std::cell::RefCell::new(fastrand::Rng::with_seed(n));
+        move |_, _| if random.borrow_mut().u64(..n) == 0 { odd } else { (Load::Taken, usual) }
+    }
+
+    #[test]
+    fn what_is_refused_by_chance_keeps_nothing_from_growing() {
+        for n in [20, 100, 1_000, 10_000] {
+            let run = run(1, 200, 60 * S, &one_in(n, (Load::Refused, MS), 100 * MS));
+            let (least, _) = run.limits_after(30 * S);
+            assert!(least > 120, "one in {n}: {least}");
+        }
+        for n in [1_000, 10_000] {
+            let run = run(1, 200, 120 * S, &one_in(n, (Load::Silent, S), 100 * MS));
+            let (least, _) = run.limits_after(60 * S);
+            assert!(least > 120, "one silence in {n}: {least}");
+        }
+    }
+
+    #[test]
+    fn quick_decisions_do_not_hide_that_leads_are_taken_slowly() {
+        let random = std::cell::RefCell::new(fastrand::Rng::with_seed(5));
+        let slow = slows_above(100, 400 * MS);
+        let api = move |at: Duration, under_way: usize| {
+            if random.borrow_mut().u64(..5) == 0 { (Load::Decided, 2 * MS) } else { slow(at, under_way) }
+        };
+        let run = run(1, 1000, 120 * S, &api);
+        let (_, most) = run.limits_after(60 * S);
+        assert!(most < 400, "{most} under way");
     }
 }

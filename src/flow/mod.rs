@@ -27,7 +27,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 pub use circuit::{Change, CircuitState, Signal};
-pub use limit::Load;
+pub use limit::{Ended, Load};
 pub use places::{Places, Taken};
 
 use crate::config::{self, Settings};
@@ -96,7 +96,7 @@ impl Flow {
     /// Flow control for these settings.
     pub fn new(settings: &Settings) -> Self {
         let flow = &settings.flow;
-        let limit = Limit::new(flow.min_concurrency, flow.concurrency, Instant::now());
+        let limit = Limit::new(flow.least(), flow.concurrency, Instant::now());
         Self {
             window: Places::new(flow.window(limit.posts())),
             slots: Places::new(limit.posts()),
@@ -163,16 +163,18 @@ impl Flow {
         change
     }
 
-    /// Takes in what a post says of the API's capacity.
-    pub fn weigh(&self, load: Load, took: Duration, now: Instant) {
+    /// Takes in what a post says of the API's capacity. Whether the API was asked for more than it can take, and will be asked for less.
+    pub fn weigh(&self, ended: Ended, now: Instant) -> bool {
         let under_way = self.slots.taken();
         let mut gate = self.lock();
-        gate.limit.record(load, took, under_way, now);
+        let is_too_much = ended.load == Load::Refused && gate.limit.can_fall();
+        gate.limit.record(ended, under_way, now);
         let posts = gate.limit.posts();
         if posts != self.slots.size() {
             self.slots.resize(posts);
             self.window.resize(self.settings.window(posts));
         }
+        is_too_much
     }
 
     /// Holds the whole destination back.

@@ -341,7 +341,9 @@ impl Pages {
     pub(super) fn summary(&self) -> serde_json::Value {
         // Enough to look at, and no answer of a gigabyte when a million keys came twice.
         const KEYS_SHOWN: usize = 1000;
-        let again = self.keys.iter().filter(|(_, state)| state.posts > 1).take(KEYS_SHOWN);
+        // Where no key came twice, none is looked for: whoever waits for something asks often.
+        let most = if self.counts().repeated_keys > 0 { KEYS_SHOWN } else { 0 };
+        let again = self.keys.iter().filter(|(_, state)| state.posts > 1).take(most);
         let mut again: Vec<_> = again.map(|(key, state)| (key.to_string(), state.posts, state.overlaps)).collect();
         again.sort();
         let keys: Vec<_> = again

@@ -21,8 +21,8 @@ use super::verdict::{Facts, MAX_SUSPICIONS, Policy, again};
 use crate::auth::{AuthError, Token, Tokens};
 use crate::destination::{LeadApi, Outcome};
 use crate::fault::{self, Panic, Point};
-use crate::flow::{Change, Flow, Load, Signal, Taken};
-use crate::http::Exchange;
+use crate::flow::{Change, Ended, Flow, Load, Signal, Taken};
+use crate::http::{Exchange, NO_ANSWER};
 use crate::lead::{Lead, LeadId, LeadRules};
 use crate::ledger::{Attempt, End, LeadState, Leased, Next, RequestKind, Settlement};
 use crate::metrics::Metrics;
@@ -85,7 +85,7 @@ impl Dispatch {
 
     async fn post(&self, in_hand: InHand) -> Settling {
         let InHand { leased, body, lead, is_probe } = in_hand;
-        let mut trip = Trip { dispatch: self, leased: &leased, is_probe, attempts: Vec::new(), blamed: Vec::new() };
+        let mut trip = Trip::begin(self, &leased, is_probe);
         if leased.suspected >= MAX_SUSPICIONS {
             return trip.unposted(Next::End(Policy::blamed()));
         }
@@ -111,6 +111,7 @@ impl Dispatch {
         fault::panic_on(Panic::OnPost, &body);
         let body = lead.rebuilt().unwrap_or(body);
         let slot = self.flow.slots.take().await;
+        trip.slot_since = Instant::now();
         let next = trip.send(body, key).await.unwrap_or_else(|next| *next);
         drop(slot);
         trip.settling(next)
@@ -157,7 +158,7 @@ impl Dispatch {
         let reason =
             Reason::new("worker_panic", "the worker failed while it handled this lead, perhaps after it had posted");
         tracing::error!(lead.id = %leased.id, "the task of a lead has panicked; this is a bug");
-        let mut trip = Trip { dispatch: self, leased, is_probe, attempts: Vec::new(), blamed: Vec::new() };
+        let mut trip = Trip::begin(self, leased, is_probe);
         let outcome = Outcome::Uncertain(reason);
         trip.note(RequestKind::Post, &outcome, started_at, None);
         trip.tell(Signal::Nothing);
@@ -184,15 +185,15 @@ impl Request<'_> {
     }
 }
 
-/// What an answer, or the want of one, says of the API's load.
+/// What the answer to a post, or the want of one, says of the API's load.
 fn load(outcome: &Outcome, exchange: &Exchange) -> Load {
     match (outcome, exchange) {
+        (Outcome::Delivered(_), Exchange::Answered(_)) => Load::Taken,
+        (Outcome::Duplicate(_) | Outcome::Rejected(_), Exchange::Answered(_)) => Load::Decided,
         (Outcome::Retry(..), Exchange::Answered(_)) => Load::Refused,
-        (Outcome::Uncertain(_), Exchange::Unknown(_)) => Load::Silent,
-        // Errors come quickly, or late, for reasons of their own.
-        (Outcome::Uncertain(_) | Outcome::Systemic(_) | Outcome::Unauthorized(_), _) => Load::Unknown,
-        (_, Exchange::Answered(_)) => Load::Answered,
-        (_, Exchange::NotSent(_) | Exchange::Unknown(_)) => Load::Unknown,
+        (Outcome::Uncertain(reason), Exchange::Unknown(_)) if reason.code == NO_ANSWER => Load::Silent,
+        // Errors, and connections that break, have reasons of their own.
+        _ => Load::Unknown,
     }
 }
 
@@ -217,11 +218,20 @@ struct Trip<'a> {
     dispatch: &'a Dispatch,
     leased: &'a Leased,
     is_probe: bool,
+    /// When it got its slot.
+    slot_since: Instant,
+    /// Whether its last post was refused because there were too many.
+    too_much: bool,
     attempts: Vec<Attempt>,
     blamed: Vec<LeadId>,
 }
 
-impl Trip<'_> {
+impl<'a> Trip<'a> {
+    fn begin(dispatch: &'a Dispatch, leased: &'a Leased, is_probe: bool) -> Self {
+        let (attempts, blamed) = (Vec::new(), Vec::new());
+        Self { dispatch, leased, is_probe, slot_since: Instant::now(), too_much: false, attempts, blamed }
+    }
+
     /// A token, if the post may go ahead.
     async fn token(&mut self) -> Result<Token, Box<Next>> {
         self.gate()?;
@@ -290,7 +300,11 @@ impl Trip<'_> {
                 Request::Query(_) => Point::Queried,
             });
             drop(under_way);
-            self.dispatch.flow.weigh(load(&outcome, &exchange), started_at.elapsed(), Instant::now());
+            if let Request::Post(_) = request {
+                let ended =
+                    Ended { load: load(&outcome, &exchange), since: self.slot_since, took: started_at.elapsed() };
+                self.too_much = self.dispatch.flow.weigh(ended, Instant::now());
+            }
             let outcome = match outcome {
                 Outcome::Unauthorized(reason) if tokens.is_fixed() => {
                     Outcome::Systemic(reason.preceded_by(&format!("the credentials are refused ({})", tokens.hint())))
@@ -322,6 +336,8 @@ impl Trip<'_> {
             Outcome::Systemic(reason) | Outcome::Unauthorized(reason) => {
                 Signal::Suspect(self.leased.id, reason.clone())
             }
+            // Less of it is the remedy, and on its way.
+            Outcome::Retry(..) if self.too_much && !self.is_probe => Signal::Nothing,
             Outcome::Retry(reason, _) | Outcome::Uncertain(reason) | Outcome::NotSent(reason) => {
                 Signal::Failed(reason.clone())
             }

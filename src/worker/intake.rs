@@ -241,9 +241,7 @@ impl Intake {
     async fn park(&mut self) -> Result<(), LedgerError> {
         loop {
             let room = self.settings.flow.batch;
-            let mut more = Vec::new();
-            self.inbox.take_now(&mut more, room);
-            self.taken.extend(more);
+            self.take_more(self.taken.len() + room);
             if !self.park_some(room).await? {
                 return Ok(());
             }
@@ -266,21 +264,26 @@ impl Intake {
     /// Parks what has waited in hand for too long, because leads are sent so slowly.
     async fn park_old(&mut self) -> Result<(), LedgerError> {
         let keep = fault::keep(KEEP);
+        let is_old = |message: &Message| message.arrived_at.elapsed() > keep;
         loop {
-            // In the order of their arrival: when the first is not old, none is.
-            let most =
-                if self.taken.is_empty() { 1 } else { self.settings.flow.batch.saturating_sub(self.taken.len()) };
-            let is_old = |message: &Message| message.arrived_at.elapsed() > keep;
-            if self.taken.is_empty() || self.taken.front().is_some_and(is_old) {
-                let mut more = Vec::new();
-                self.inbox.take_now(&mut more, most);
-                self.taken.extend(more);
+            if self.taken.is_empty() {
+                self.take_more(1);
             }
-            let old = self.taken.iter().take_while(|message| is_old(message)).count();
-            if old == 0 || !self.park_some(old.min(self.settings.flow.batch)).await? {
+            // In the order of their arrival: when the first is not old, none is.
+            if !self.taken.front().is_some_and(is_old) {
                 return Ok(());
             }
+            self.take_more(self.settings.flow.batch);
+            let old = self.taken.iter().take_while(|message| is_old(message)).count();
+            self.park_some(old.min(self.settings.flow.batch)).await?;
         }
+    }
+
+    /// Takes from the inbox what is there, until so many are taken.
+    fn take_more(&mut self, until: usize) {
+        let mut more = Vec::new();
+        self.inbox.take_now(&mut more, until.saturating_sub(self.taken.len()));
+        self.taken.extend(more);
     }
 
     /// One turn while leads flow.
@@ -370,10 +373,7 @@ impl Intake {
 
     /// How many of these places are for due leads: all of them while nothing fresh waits, else their share, saved up over turns.
     fn retry_quota(&mut self, places: usize) -> usize {
-        let mut arrived = Vec::new();
-        let room = places.saturating_sub(self.taken.len());
-        self.inbox.take_now(&mut arrived, room);
-        self.taken.extend(arrived);
+        self.take_more(places);
         if self.taken.is_empty() {
             return places;
         }
