@@ -10,6 +10,7 @@ mod binary;
 mod bodies;
 mod chaos;
 mod commits;
+mod cost;
 mod crash;
 mod echoes;
 mod endpoints;
