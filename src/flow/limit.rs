@@ -40,6 +40,9 @@ const NOTABLE: f64 = 0.03;
 const RECENT: f64 = 100.0;
 const USUAL: f64 = 20.0;
 
+/// More than this is never usual, or less and less would be a sign.
+const USUAL_AT_MOST: f64 = 0.05;
+
 /// A post without an answer weighs as much as so many refusals: it costs a doubt.
 const SILENCE: f64 = 3.0;
 
@@ -188,8 +191,9 @@ impl Limit {
         self.posts() > self.floor as usize
     }
 
-    /// Takes in how a post ended, while so many were under way, this one included.
-    pub(super) fn record(&mut self, ended: Ended, under_way: usize, now: Instant) {
+    /// Takes in how a post ended, while so many were under way, this one included. Whether the limit is what it has to do with: it was used, or
+    /// has been lowered since.
+    pub(super) fn record(&mut self, ended: Ended, under_way: usize, now: Instant) -> bool {
         let is_of_now = self.lowered_at.is_none_or(|lowered| ended.since >= lowered);
         let is_used = under_way as f64 >= USED * self.limit.floor();
         if ended.load != Load::Unknown && is_of_now && is_used {
@@ -203,6 +207,7 @@ impl Limit {
                 self.end_round(now);
             }
         }
+        is_used || !is_of_now
     }
 
     /// Is more refused than usual?
@@ -215,7 +220,8 @@ impl Limit {
         };
         self.refused += (weight - self.refused) / recent;
         if self.refused <= UNUSUAL * self.refused_usually + NOTABLE {
-            self.refused_usually += (weight - self.refused_usually) / (recent * USUAL);
+            let usually = self.refused_usually + (weight - self.refused_usually) / (recent * USUAL);
+            self.refused_usually = usually.min(USUAL_AT_MOST);
             return;
         }
         let is_surprise = self.knee.is_none() || !self.was_well;

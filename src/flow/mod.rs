@@ -168,13 +168,13 @@ impl Flow {
         let under_way = self.slots.taken();
         let mut gate = self.lock();
         let is_too_much = ended.load == Load::Refused && gate.limit.can_fall();
-        gate.limit.record(ended, under_way, now);
+        let is_used = gate.limit.record(ended, under_way, now);
         let posts = gate.limit.posts();
         if posts != self.slots.size() {
             self.slots.resize(posts);
             self.window.resize(self.settings.window(posts));
         }
-        is_too_much
+        is_too_much && is_used
     }
 
     /// Holds the whole destination back.

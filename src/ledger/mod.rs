@@ -11,7 +11,8 @@
 //!      requeue, replay ───> pending, due at T <────────────────────┘
 //! ```
 //!
-//! A message whose lead somebody has locked is set aside in a table of its own, and accepted when the lock is gone.
+//! A message whose lead somebody has locked, or that a rule of somebody's refuses, is set aside in a table of its own, and accepted when
+//! that is over.
 //!
 //! # Rules
 //! - Every write is an explicit `begin … commit` in a task of its own that nobody cancels: a cancelled sqlx future can leave its
@@ -121,10 +122,15 @@ impl LedgerError {
         Self::Database { doing, source: Problem(error) }
     }
 
-    /// Whether the data itself was refused (SQLSTATE classes 22, 23 and 44, and what a trigger raises: P0001), so that trying again cannot
-    /// help.
+    /// Whether the data itself cannot be stored (SQLSTATE classes 22 and 23), so that trying again cannot help.
     pub fn is_about_data(&self) -> bool {
-        self.sqlstate().is_some_and(|code| ["22", "23", "44", "P0001"].iter().any(|class| code.starts_with(class)))
+        self.sqlstate().is_some_and(|code| code.starts_with("22") || code.starts_with("23"))
+    }
+
+    /// Whether somebody's rule may be against this very row: the data cannot be stored, a view's check (class 44) or a trigger (P0001) refuses
+    /// it.
+    pub fn is_refused(&self) -> bool {
+        self.is_about_data() || self.sqlstate().is_some_and(|code| code.starts_with("44") || code == "P0001")
     }
 
     /// Whether less at a time may get through: it was too much for a statement's time, the server's memory or its limits.

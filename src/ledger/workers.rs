@@ -114,7 +114,7 @@ impl Ledger {
                     let id = Uuid::new_v4();
                     sqlx::query(
                         "insert into leads (id, destination, state, body, queue, next_attempt_at) \
-                         values ($1, $2, 'pending', '', $3, now())",
+                         values ($1, $2, 'pending', '{}', $3, now())",
                     )
                     .bind(id)
                     .bind(&*ledger.destination)
@@ -143,7 +143,7 @@ impl Ledger {
                         .execute(&mut *transaction)
                         .await?;
                     sqlx::query(
-                        "insert into aside (destination, queue, lead_id, body, redelivered, replay) values ($1, $2, $3, '', false, false)",
+                        "insert into aside (destination, queue, lead_id, body, redelivered, replay) values ($1, $2, $3, '{}', false, false)",
                     )
                     .bind(&*ledger.destination)
                     .bind(&*ledger.queue)

@@ -64,7 +64,7 @@ impl Accept {
         let read: Vec<Read> = batch.into_iter().map(|message| self.read(message)).collect();
         let arrivals: Arc<[Arrival]> = read.iter().map(|read| read.arrival.clone()).collect();
         let mut accepted = Accepted::default();
-        let fates = self.commit(arrivals, lease, Instant::now(), &mut accepted).await;
+        let fates = self.commit(arrivals, lease, Instant::now(), false, &mut accepted).await;
         let whole = fates.iter().take_while(|fate| fate.is_some()).count();
         accepted.receipts = last_receipts(receipts.into_iter().take(whole));
         for (read, fate) in read.into_iter().zip(fates) {
@@ -79,18 +79,19 @@ impl Accept {
         accepted
     }
 
-    /// Commits, holding the batch while the ledger is away, up to a limit counted from `since`. What is left without a fate was
-    /// not accepted.
+    /// Commits, holding the batch while the ledger is away, up to a limit counted from `since`. `unknown`: an earlier try with these may yet be
+    /// committed. What is left without a fate was not accepted.
     async fn commit(
         &self,
         mut arrivals: Arc<[Arrival]>,
         lease: Option<Duration>,
         since: Instant,
+        mut unknown: bool,
         accepted: &mut Accepted,
     ) -> Vec<Option<Fate>> {
         // A token stands for one transaction, however often that is tried, until it is known how it ended.
-        let mut token = Uuid::new_v4();
-        let (mut tries, mut on_lock, mut unknown) = (0, OnLock::Wait, false);
+        let token = Uuid::new_v4();
+        let (mut tries, mut on_lock) = (0, OnLock::Wait);
         loop {
             let leased = lease.map(|lease| (token, lease));
             let error = match self.ledger.accept(Arc::clone(&arrivals), leased, on_lock).await {
@@ -105,24 +106,24 @@ impl Accept {
             };
             // Each half may take a statement's whole time; when all of it is slow, there would be no end to it.
             let is_too_much = error.is_about_size() && since.elapsed() < hold();
-            let is_splittable = (error.is_about_data() || is_too_much) && arrivals.len() > 1;
+            // What refuses even the lead of a rehearsal is not about these.
+            let is_refused = error.is_refused() && self.ledger.rehearse().await.is_ok();
+            let is_splittable = (is_refused || is_too_much) && arrivals.len() > 1;
             // After a try of which nobody knows how it ended, the lock may be its own: set aside, its messages would count as others.
             let is_locked = error.is_about_locks() && !unknown;
             if unknown && lease.is_some() && is_splittable {
-                // Another try may still be committed under this token; what follows needs one of its own.
+                // Another try may still be committed under this token; what follows has one of its own.
                 accepted.orphans.push(token);
-                token = Uuid::new_v4();
-                unknown = false;
             }
             if is_splittable {
                 // Something in it cannot be stored, or not so much at once: halves, until the culprit stands alone.
                 self.health.turned();
                 let (left, right) = arrivals.split_at(arrivals.len() / 2);
-                let mut fates = Box::pin(self.commit(left.into(), lease, since, accepted)).await;
-                fates.extend(Box::pin(self.commit(right.into(), lease, since, accepted)).await);
+                let mut fates = Box::pin(self.commit(left.into(), lease, since, unknown, accepted)).await;
+                fates.extend(Box::pin(self.commit(right.into(), lease, since, unknown, accepted)).await);
                 return fates;
             }
-            if error.is_about_data() && arrivals.iter().all(is_whole) {
+            if is_refused && arrivals.iter().all(is_whole) {
                 tracing::error!(error = %chain(&error), "a message cannot be stored as it is; keeping its body alone");
                 arrivals = arrivals.iter().map(body_alone).collect();
                 continue;
@@ -131,7 +132,7 @@ impl Accept {
                 on_lock = OnLock::Skip;
                 continue;
             }
-            if is_locked || error.is_about_data() {
+            if is_locked || is_refused {
                 // Not a row: an id that somebody is about to insert, or the whole table. Or a message that is refused whatever is left of it:
                 // given back, it would come again and again, and take its neighbours to the delivery limit.
                 let mut fates = vec![None; arrivals.len()];
@@ -139,6 +140,10 @@ impl Accept {
                 return fates;
             }
             unknown |= error.is_unknown();
+            if unknown {
+                // What is locked may be its own.
+                on_lock = OnLock::Wait;
+            }
             tries += 1;
             self.metrics.ledger_failures.inc();
             self.health.ledger_is_down(Doing::Accept, &error);

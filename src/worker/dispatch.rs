@@ -31,6 +31,8 @@ use crate::reason::Reason;
 /// What must be left of a lease when a post begins, beyond the longest that a post can take: the time to settle it.
 const LEASE_RESERVE: Duration = Duration::from_secs(5);
 
+const TOO_LATE: &str = "too little of the lease was left to post it";
+
 /// A request is made anew for so many tokens that were replaced under it.
 const MAX_FORMER_TOKENS: u32 = 2;
 
@@ -110,7 +112,16 @@ impl Dispatch {
         let key = lead.key().filter(|_| leased.in_doubt).map(str::to_owned);
         fault::panic_on(Panic::OnPost, &body);
         let body = lead.rebuilt().unwrap_or(body);
-        let slot = self.flow.slots.take().await;
+        // The number of slots may have fallen below that of the leads in hand.
+        let until = leased.leased_at + self.lease.saturating_sub(self.longest_post + LEASE_RESERVE);
+        let slot = match self.flow.slots.take_now(1) {
+            Some(slot) => Some(slot),
+            None => tokio::time::timeout_at(until, self.flow.slots.take()).await.ok(),
+        };
+        let Some(slot) = slot else {
+            let next = trip.hand_back(Duration::ZERO, &Reason::new("lease_short", TOO_LATE));
+            return trip.settling(next);
+        };
         trip.slot_since = Instant::now();
         let next = trip.send(body, key).await.unwrap_or_else(|next| *next);
         drop(slot);
@@ -250,17 +261,20 @@ impl<'a> Trip<'a> {
         let refused = if self.dispatch.drain.is_cancelled() {
             Some((Duration::ZERO, Reason::new("stopped", "the worker stopped before it was posted")))
         } else if !self.dispatch.has_time(self.leased) {
-            Some((Duration::ZERO, Reason::new("lease_short", "too little of the lease was left to post it")))
+            Some((Duration::ZERO, Reason::new("lease_short", TOO_LATE)))
         } else {
             self.dispatch.flow.may_post(self.is_probe, Instant::now()).err()
         };
         match refused {
-            Some((after, reason)) => {
-                self.tell(Signal::Nothing);
-                Err(Box::new(again(after, &reason)))
-            }
+            Some((after, reason)) => Err(Box::new(self.hand_back(after, &reason))),
             None => Ok(()),
         }
+    }
+
+    /// Nothing was sent: the lead is due again after this.
+    fn hand_back(&mut self, after: Duration, reason: &Reason) -> Next {
+        self.tell(Signal::Nothing);
+        again(after, reason)
     }
 
     /// Posts the lead; one that is in doubt is asked for first, by its key. `Err`: it is handed back.

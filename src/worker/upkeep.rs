@@ -63,7 +63,6 @@ impl Upkeep {
             Err(error) => {
                 self.health.ledger_is_down(Doing::Anything, &error);
                 tracing::warn!(error = %chain(&error), "could not write the heartbeat");
-                return;
             }
         }
         // After an outage, what is known of posts is settled first: here, and in other workers that were cut off too.
