@@ -468,7 +468,8 @@ async fn an_api_that_is_busy_with_everything_pauses_the_flow_all_the_same() {
     let ids = world.publish_many("ann", 1_000).await;
     let (world, running) = started(world).await;
     world.until("posts are paused", async || running.metrics.opened.get() > 0).await;
-    assert_eq!(running.health.report().flow.concurrency, 1);
+    // By then it has been lowered, too; to what, depends on how many were under way when the first came back.
+    assert!(running.health.report().flow.concurrency < 16);
     let posts = world.sandbox.journal().counts().posts;
     assert!(posts < 400, "{posts} posts before the flow was paused");
     world.sandbox.tune(|tuning| tuning.leads_unavailable = None);
