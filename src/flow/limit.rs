@@ -14,6 +14,7 @@
 //! CUBIC (RFC 9438), so that most of the time is spent close to it; and a latency that rises is a sign as well, as in Vegas.
 //!
 //! # Rules
+//! - Between a floor and a ceiling. Where both are the same number, as they are unless `flow.min_concurrency` says otherwise, that is it.
 //! - A sign is more than chance. An API that fails one post in a hundred, whatever the load, is not made better by less of it: what it always
 //!   refuses is known, and only much more than that is a sign.
 //! - Posts that had their slot before a decrease say nothing about what holds after it: a hundred refusals at once are one sign.
