@@ -2,6 +2,10 @@
 
 use std::process::ExitCode;
 
+/// Half of what a lead costs the worker are small allocations that one thread makes and another gives back.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     leadpost::cli::main()
 }

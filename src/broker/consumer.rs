@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use futures_util::StreamExt as _;
+use futures_util::{FutureExt as _, StreamExt as _};
 use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, Connection, Consumer, Event};
@@ -33,6 +33,9 @@ const FRUITLESS: u32 = 2;
 
 /// So many are taken one at a time before the full prefetch is tried again.
 const CAREFUL: u32 = 100;
+
+/// So many messages that are there already are handed on before anything else is looked at.
+const AT_ONCE: usize = 64;
 
 /// The name of the header by which a producer asks for a replay.
 const REPLAY_HEADER: &str = "x-leadpost-replay";
@@ -234,24 +237,28 @@ impl Supervisor {
                     self.acknowledge_rest().await?;
                     return Ok(Ended::Closed);
                 },
-                delivery = next_delivery => match delivery {
-                    Some(Ok(delivery)) => {
-                        heard_at = Instant::now();
-                        if self.messages.send(self.message(delivery)).is_err() {
-                            self.acknowledge_rest().await?;
-                            return Ok(Ended::Closed);
+                first = next_delivery => {
+                    heard_at = Instant::now();
+                    let mut next = first;
+                    for more in (0..AT_ONCE).rev() {
+                        match next {
+                            Some(Ok(delivery)) => if self.messages.send(self.message(delivery)).is_err() {
+                                self.acknowledge_rest().await?;
+                                return Ok(Ended::Closed);
+                            },
+                            Some(Err(error)) => return Err(broken("go on delivering", &error)),
+                            None if cancelled => {
+                                consumer = None;
+                                cancelled = false;
+                            }
+                            None => {
+                                let text = "it cancelled the consumer: the queue was deleted, or its node is down".to_owned();
+                                return Err(BrokerError::Failed { doing: "go on delivering", text });
+                            }
                         }
-                    }
-                    Some(Err(error)) => {
-                        return Err(broken("go on delivering", &error));
-                    }
-                    None if cancelled => {
-                        consumer = None;
-                        cancelled = false;
-                    }
-                    None => {
-                        let text = "it cancelled the consumer: the queue was deleted, or its node is down".to_owned();
-                        return Err(BrokerError::Failed { doing: "go on delivering", text });
+                        let there = consumer.as_mut().filter(|_| more > 0).and_then(|consumer| consumer.next().now_or_never());
+                        let Some(there) = there else { break };
+                        next = there;
                     }
                 },
                 event = events.next() => if let Some(Event::Error(error)) = event {

@@ -134,6 +134,8 @@ pub fn main() -> ExitCode {
     }
     // All TLS goes through one provider. Only a second call could fail.
     drop(rustls::crypto::ring::default_provider().install_default());
+    // Each post under way has a connection of its own; the usual soft limit, 1,024, is for programs that still use select(2).
+    drop(rlimit::increase_nofile_limit(u64::MAX));
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {

@@ -282,10 +282,16 @@ impl Flow {
         if self.min_concurrency == 0 { self.concurrency } else { self.min_concurrency }
     }
 
-    /// How many leads may be in hand when so many may be posted at a time: those, and one batch accepted ahead, so that slots do not idle
-    /// while it is committed.
+    /// How many leads may be in hand when so many may be posted at a time: those, and some accepted ahead.
     pub fn window(&self, posts: usize) -> usize {
-        posts.saturating_add(posts.min(self.batch))
+        posts.saturating_add(self.ahead(posts))
+    }
+
+    /// How many leads may be accepted ahead, so that slots do not idle while a batch is committed: two batches as large as a few posts for each
+    /// slot allow. At an API that takes its time, few are, as they wait under a lease.
+    pub fn ahead(&self, posts: usize) -> usize {
+        const FOR_EACH_SLOT: usize = 4;
+        posts.saturating_mul(FOR_EACH_SLOT).min(self.batch)
     }
 }
 

@@ -32,6 +32,10 @@ const INITIAL: f64 = 16.0;
 /// A limit is used when so much of it is.
 const USED: f64 = 0.8;
 
+/// An API that says with each refusal for how long it wants to be left alone stops all posts for that long: it is looked beyond the knee so
+/// many times more seldom.
+const HOLDS_PER_LOOK: u32 = 25;
+
 /// So much more than what is refused anyway is a sign, which is that many times as much and this share of all posts.
 const UNUSUAL: f64 = 3.0;
 const NOTABLE: f64 = 0.03;
@@ -86,8 +90,8 @@ pub enum Load {
     Taken,
     /// It decided without doing so: its time says little.
     Decided,
-    /// It said that it was too much: 429, 503.
-    Refused,
+    /// It said that it was too much: 429, 503. All posts wait for as long as it asked for.
+    Refused(Duration),
     /// It did not answer in time.
     Silent,
     /// It says nothing about the load.
@@ -113,6 +117,10 @@ pub(super) struct Limit {
     limit: f64,
     /// Where it was too much.
     knee: Option<f64>,
+    /// The most posts under way since it was lowered: what is above that is not tried yet.
+    peak: usize,
+    /// For how long it is kept close to the knee.
+    level_for: Duration,
     /// By how much it grows after the next round beyond the knee.
     step: f64,
     /// From when the limit has been kept close to the knee.
@@ -170,6 +178,8 @@ impl Limit {
             ceiling,
             limit: INITIAL.clamp(floor, ceiling),
             knee: None,
+            peak: 0,
+            level_for: PLATEAU_FOR,
             step: LAST_STEP,
             level_since: None,
             lowered_at: None,
@@ -196,7 +206,10 @@ impl Limit {
     /// has been lowered since.
     pub(super) fn record(&mut self, ended: Ended, under_way: usize, now: Instant) -> bool {
         let is_of_now = self.lowered_at.is_none_or(|lowered| ended.since >= lowered);
-        let is_used = under_way as f64 >= USED * self.limit.floor();
+        self.peak = self.peak.max(under_way);
+        // Where refusals come at once, a limit far above what the API takes is never reached.
+        let reached = (self.peak as f64).max(INITIAL).min(self.limit.floor());
+        let is_used = under_way as f64 >= USED * reached;
         if ended.load != Load::Unknown && is_of_now && is_used {
             self.weigh(ended.load, under_way, now);
         }
@@ -215,12 +228,14 @@ impl Limit {
     fn weigh(&mut self, load: Load, under_way: usize, now: Instant) {
         let recent = (2.0 * self.limit).max(RECENT);
         let weight = match load {
-            Load::Refused => 1.0,
+            Load::Refused(_) => 1.0,
             Load::Silent => SILENCE,
             Load::Taken | Load::Decided | Load::Unknown => 0.0,
         };
         self.refused += (weight - self.refused) / recent;
-        if self.refused <= UNUSUAL * self.refused_usually + NOTABLE {
+        // One that stops all posts for a while is a sign by itself: a second one would cost as much.
+        let hold = if let Load::Refused(hold) = load { hold } else { Duration::ZERO };
+        if hold.is_zero() && self.refused <= UNUSUAL * self.refused_usually + NOTABLE {
             let usually = self.refused_usually + (weight - self.refused_usually) / (recent * USUAL);
             self.refused_usually = usually.min(USUAL_AT_MOST);
             return;
@@ -229,6 +244,7 @@ impl Limit {
         let knee = (under_way as f64).min(self.limit);
         self.too_much(knee);
         self.level_since = Some(now);
+        self.level_for = PLATEAU_FOR.max(hold * HOLDS_PER_LOOK);
         self.trial = None;
         self.refused = self.refused_usually;
         self.set(knee * if is_surprise { AFTER_SURPRISE } else { AFTER_REFUSALS }, now);
@@ -271,7 +287,7 @@ impl Limit {
         if self.limit < plateau.floor() {
             // Most of the way at once.
             self.set((self.limit + (plateau - self.limit) / 2.0).max(self.limit + 1.0).min(plateau), now);
-        } else if now.saturating_duration_since(since) >= PLATEAU_FOR {
+        } else if now.saturating_duration_since(since) >= self.level_for {
             self.step_up(now);
         }
     }
@@ -311,6 +327,7 @@ impl Limit {
         let limit = limit.clamp(self.floor, self.ceiling);
         if limit < self.limit {
             self.lowered_at = Some(now);
+            self.peak = 0;
             self.was_well = false;
             self.round = Round::begin(now);
         }
@@ -327,13 +344,17 @@ mod tests {
 
     const MS: Duration = Duration::from_millis(1);
     const S: Duration = Duration::from_secs(1);
+    const REFUSED: Load = Load::Refused(Duration::ZERO);
+
+    /// A worker has sent so much of a post before it sends the next.
+    const SENDING: Duration = Duration::from_micros(50);
 
     /// What an API does with a post: how it ends, and after how long, with so many under way.
     type Api = dyn Fn(Duration, usize) -> (Load, Duration);
 
     /// Takes so many at a time and refuses the rest at once.
     fn refuses_above(capacity: usize, latency: Duration) -> impl Fn(Duration, usize) -> (Load, Duration) {
-        move |_, under_way| if under_way > capacity { (Load::Refused, MS) } else { (Load::Taken, latency) }
+        move |_, under_way| if under_way > capacity { (REFUSED, MS) } else { (Load::Taken, latency) }
     }
 
     /// Takes longer for each one beyond those that it can work on at a time.
@@ -363,25 +384,33 @@ mod tests {
     fn run(floor: usize, ceiling: usize, lasts: Duration, api: &Api) -> Run {
         let start = Instant::now();
         let mut limit = Limit::new(floor, ceiling, start);
-        let mut ends = BinaryHeap::new();
-        let mut now = Duration::ZERO;
+        let mut ends: BinaryHeap<Reverse<(Duration, u64, Duration, ByOrder)>> = BinaryHeap::new();
+        let (mut now, mut held_until) = (Duration::ZERO, Duration::ZERO);
         let (mut answered, mut refused, mut limits, mut sent) = (Vec::new(), 0, Vec::new(), 0_u64);
         while now < lasts {
-            while ends.len() < limit.posts() {
-                // They are not sent at the very same moment.
+            let next_end = ends.peek().map(|Reverse((end, ..))| *end);
+            if ends.len() < limit.posts() && now >= held_until && next_end.is_none_or(|end| end > now) {
                 let (load, took) = api(now, ends.len() + 1);
                 let took = took.mul_f64(0.95 + 0.1 * ((ends.len() % 7) as f64 / 6.0));
                 // Each post is another one.
                 sent += 1;
-                ends.push(Reverse((now + took, sent, now, load as u8)));
+                ends.push(Reverse((now + took, sent, now, ByOrder(load))));
+                now += SENDING;
+                continue;
             }
             let under_way = ends.len();
-            let Reverse((end, _, began, load)) = ends.pop().unwrap();
-            now = end;
-            let load = [Load::Taken, Load::Decided, Load::Refused, Load::Silent][usize::from(load)];
+            let Some(Reverse((end, _, began, ByOrder(load)))) = ends.pop() else {
+                now = held_until;
+                continue;
+            };
+            now = now.max(end);
             match load {
                 Load::Taken | Load::Decided => answered.push(now),
-                _ => refused += 1,
+                Load::Refused(hold) => {
+                    refused += 1;
+                    held_until = held_until.max(now + hold);
+                }
+                Load::Silent | Load::Unknown => refused += 1,
             }
             limit.record(ended(load, start + began, end - began), under_way, start + now);
             limits.push((now, limit.posts()));
@@ -391,6 +420,29 @@ mod tests {
             n as f64 / (to - from).as_secs_f64()
         };
         Run { per_s: Box::new(per_s), refused, limits }
+    }
+
+    /// What is told apart by what stands before it.
+    struct ByOrder(Load);
+
+    impl PartialEq for ByOrder {
+        fn eq(&self, _: &Self) -> bool {
+            true
+        }
+    }
+
+    impl Eq for ByOrder {}
+
+    impl PartialOrd for ByOrder {
+        fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+            Some(self.cmp(other))
+        }
+    }
+
+    impl Ord for ByOrder {
+        fn cmp(&self, _: &Self) -> std::cmp::Ordering {
+            std::cmp::Ordering::Equal
+        }
     }
 
     #[test]
@@ -411,6 +463,18 @@ mod tests {
             assert!(reached > 0.9, "capacity {capacity}, {latency} ms: {reached}");
             let sent = run.limits.len();
             assert!(run.refused * 50 < sent, "capacity {capacity}, {latency} ms: {} of {sent}", run.refused);
+        }
+    }
+
+    #[test]
+    fn an_api_that_stops_all_posts_with_each_refusal_is_seldom_asked_for_too_much() {
+        for hold in [S, 10 * S] {
+            let api = move |_: Duration, under_way: usize| {
+                if under_way > 100 { (Load::Refused(hold), MS) } else { (Load::Taken, 100 * MS) }
+            };
+            let run = run(1, 1000, 1200 * S, &api);
+            let reached = (run.per_s)(300 * S, 1200 * S) / 1_000.0;
+            assert!(reached > 0.9, "{hold:?}: {reached}");
         }
     }
 
@@ -461,7 +525,7 @@ mod tests {
         let mut limit = Limit::new(1, 1000, start);
         for n in 1..10_000 {
             let now = start + n * 10 * MS;
-            limit.record(ended(if n % 50 == 0 { Load::Refused } else { Load::Taken }, now - 50 * MS, 50 * MS), 3, now);
+            limit.record(ended(if n % 50 == 0 { REFUSED } else { Load::Taken }, now - 50 * MS, 50 * MS), 3, now);
         }
         assert_eq!(limit.posts(), 16, "it neither grows nor falls");
     }
@@ -473,7 +537,7 @@ mod tests {
         limit.floor = 1.0;
         let mut refuse = |since: Instant, n: usize| {
             for _ in 0..n {
-                limit.record(ended(Load::Refused, since, 10 * MS), n, since + S);
+                limit.record(ended(REFUSED, since, 10 * MS), n, since + S);
             }
             limit.posts()
         };
@@ -487,7 +551,7 @@ mod tests {
         let mut limit = Limit::new(3, 64, start);
         for n in 1..200 {
             let (under_way, now) = (limit.posts(), start + n * 10 * MS);
-            limit.record(ended(Load::Refused, now - MS, MS), under_way, now);
+            limit.record(ended(REFUSED, now - MS, MS), under_way, now);
         }
         assert_eq!(limit.posts(), 3);
         assert!(!limit.can_fall());
@@ -507,7 +571,7 @@ mod tests {
     #[test]
     fn what_is_refused_by_chance_keeps_nothing_from_growing() {
         for n in [20, 100, 1_000, 10_000] {
-            let run = run(1, 200, 60 * S, &one_in(n, (Load::Refused, MS), 100 * MS));
+            let run = run(1, 200, 60 * S, &one_in(n, (REFUSED, MS), 100 * MS));
             let (least, _) = run.limits_after(30 * S);
             assert!(least > 120, "one in {n}: {least}");
         }

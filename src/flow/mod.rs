@@ -167,14 +167,25 @@ impl Flow {
     pub fn weigh(&self, ended: Ended, now: Instant) -> bool {
         let under_way = self.slots.taken();
         let mut gate = self.lock();
-        let is_too_much = ended.load == Load::Refused && gate.limit.can_fall();
+        let is_too_much = matches!(ended.load, Load::Refused(_)) && gate.limit.can_fall();
         let is_used = gate.limit.record(ended, under_way, now);
         let posts = gate.limit.posts();
-        if posts != self.slots.size() {
+        let before = self.slots.size();
+        if posts != before {
+            tracing::debug!(posts, before, under_way, "another number of posts may be under way");
             self.slots.resize(posts);
             self.window.resize(self.settings.window(posts));
+            if posts < before {
+                // Who waits for more places than there are now would wait in vain.
+                self.changed.notify_one();
+            }
         }
         is_too_much && is_used
+    }
+
+    /// For how many free places in the window leads are taken, while others wait for a slot.
+    pub fn worthwhile(&self) -> usize {
+        (self.settings.ahead(self.slots.size()) / 2).max(1)
     }
 
     /// Holds the whole destination back.

@@ -30,12 +30,13 @@ impl Places {
         }
     }
 
-    /// Waits for a place: first come, first served.
+    /// Waits for so many places: first come, first served.
     ///
     /// # Cancel safety
     /// Who waits no longer loses its turn and nothing else.
-    pub async fn take(&self) -> Taken {
-        match Arc::clone(&self.semaphore).acquire_owned().await {
+    pub async fn take(&self, n: usize) -> Taken {
+        let n = u32::try_from(n).unwrap_or(u32::MAX);
+        match Arc::clone(&self.semaphore).acquire_many_owned(n).await {
             Ok(permit) => Taken { permit, of: self.clone() },
             // Nobody closes it.
             Err(_) => std::future::pending().await,
@@ -177,10 +178,10 @@ mod tests {
     #[tokio::test]
     async fn who_waits_is_served_when_there_are_more_places() {
         let places = Places::new(1);
-        let first = places.take().await;
+        let first = places.take(1).await;
         let waiting = tokio::spawn({
             let places = places.clone();
-            async move { places.take().await.count() }
+            async move { places.take(1).await.count() }
         });
         tokio::task::yield_now().await;
         assert!(!waiting.is_finished());

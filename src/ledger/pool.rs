@@ -19,6 +19,10 @@ const MAX_TRIES: u32 = 10;
 /// taken over.
 const READ_ONLY: &str = "25006";
 
+/// What a transaction that reads whole tables begins with: see [`limits`].
+pub(super) const READ_ALL: &str =
+    "set local enable_seqscan = on; set local enable_hashjoin = on; set local enable_mergejoin = on";
+
 /// How long a pool that was replaced is waited for.
 const FAREWELL: Duration = Duration::from_secs(60);
 
@@ -83,7 +87,7 @@ impl Pool {
         self.run_within(self.patience, doing, work).await
     }
 
-    /// As [`Pool::run`], for commands whose statements may take as long as they need.
+    /// As [`Pool::run`], for commands whose statements may take as long as they need; those that read whole tables begin with [`READ_ALL`].
     ///
     /// # Errors
     /// As [`Pool::run`].
@@ -207,6 +211,12 @@ fn limits(options: PgConnectOptions, lock_timeout_ms: u64, statement_timeout_ms:
         ("tcp_keepalives_count", "3".to_owned()),
         // A ledger whose commits may vanish would be none.
         ("synchronous_commit", "on".to_owned()),
+        // Rows are looked up by their keys. A plan that is made while the tables are empty, or before their statistics catch up, reads all of a
+        // table otherwise, and is kept for as long as the connection. Costs that stand for "not allowed" would have it compiled first.
+        ("enable_seqscan", "off".to_owned()),
+        ("enable_hashjoin", "off".to_owned()),
+        ("enable_mergejoin", "off".to_owned()),
+        ("jit", "off".to_owned()),
     ])
 }
 

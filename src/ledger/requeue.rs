@@ -7,6 +7,7 @@ use sqlx::Row as _;
 use uuid::Uuid;
 
 use super::model::LeadState;
+use super::pool::READ_ALL;
 use super::{Ledger, LedgerError};
 use crate::fault::{self, Point};
 use crate::lead::LeadId;
@@ -65,6 +66,7 @@ impl Ledger {
                     let mut transaction = pool.begin().await?;
                     // A million leads take longer than any statement of the worker may.
                     sqlx::query("set local statement_timeout = 0").execute(&mut *transaction).await?;
+                    sqlx::raw_sql(READ_ALL).execute(&mut *transaction).await?;
                     let mut requeued =
                         Requeued { requeued: 0, unknown: Vec::new(), pending: Vec::new(), delivered: Vec::new() };
                     let (ids, states, since) = match &requeue.selection {

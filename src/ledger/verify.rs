@@ -3,6 +3,7 @@
 use serde::Serialize;
 use sqlx::{PgPool, Row as _};
 
+use super::pool::READ_ALL;
 use super::{Ledger, LedgerError};
 
 /// How many examples are shown of what breaks an invariant.
@@ -16,7 +17,7 @@ struct Invariant {
 }
 
 /// All of them run in one snapshot, so that a worker at work does not look like a mistake.
-const INVARIANTS: [Invariant; 10] = [
+const INVARIANTS: [Invariant; 11] = [
     Invariant {
         name: "accounting",
         holds: "accepted = pending + delivered + duplicate + invalid + rejected + exhausted + uncertain + cancelled",
@@ -44,6 +45,11 @@ const INVARIANTS: [Invariant; 10] = [
         broken_by: "select l.id::text from leads l \
              left join (select lead_id, count(*) as n, max(number) as last from attempts group by 1) as a on a.lead_id = l.id \
              where l.attempts <> coalesce(a.n, 0) or l.attempts <> coalesce(a.last, 0)",
+    },
+    Invariant {
+        name: "leads of attempts",
+        holds: "no attempt is on record of a lead that is not",
+        broken_by: "select distinct lead_id::text from attempts a where not exists (select 1 from leads l where l.id = a.lead_id)",
     },
     Invariant {
         name: "endings",
@@ -150,6 +156,7 @@ async fn verify(pool: &PgPool) -> Result<Verification, sqlx::Error> {
     let mut transaction = pool.begin().await?;
     sqlx::query("set transaction isolation level repeatable read read only").execute(&mut *transaction).await?;
     sqlx::query("set local statement_timeout = 0").execute(&mut *transaction).await?;
+    sqlx::raw_sql(READ_ALL).execute(&mut *transaction).await?;
     let mut checks = Vec::with_capacity(INVARIANTS.len());
     for invariant in INVARIANTS {
         let rows = sqlx::query(invariant.broken_by).fetch_all(&mut *transaction).await?;

@@ -36,12 +36,6 @@ pub(super) struct Accept {
     pub(super) absorbed_to: i64,
 }
 
-/// A message, read.
-struct Read {
-    arrival: Arrival,
-    lead: Option<Lead>,
-}
-
 /// What became of a batch.
 #[derive(Default)]
 pub(super) struct Accepted {
@@ -61,19 +55,20 @@ impl Accept {
     pub(super) async fn accept(&self, batch: Vec<Message>, lease: Option<Duration>) -> Accepted {
         self.metrics.accept_batch.observe(batch.len() as f64);
         let receipts: Vec<Receipt> = batch.iter().map(Message::receipt).collect();
-        let read: Vec<Read> = batch.into_iter().map(|message| self.read(message)).collect();
-        let arrivals: Arc<[Arrival]> = read.iter().map(|read| read.arrival.clone()).collect();
+        let (arrivals, leads): (Vec<Arrival>, Vec<Option<Lead>>) =
+            batch.into_iter().map(|message| self.read(message)).unzip();
+        let arrivals: Arc<[Arrival]> = arrivals.into();
         let mut accepted = Accepted::default();
-        let fates = self.commit(arrivals, lease, Instant::now(), false, &mut accepted).await;
+        let fates = self.commit(Arc::clone(&arrivals), lease, Instant::now(), false, &mut accepted).await;
         let whole = fates.iter().take_while(|fate| fate.is_some()).count();
         accepted.receipts = last_receipts(receipts.into_iter().take(whole));
-        for (read, fate) in read.into_iter().zip(fates) {
+        for ((arrival, lead), fate) in arrivals.iter().zip(leads).zip(fates) {
             let Some(fate) = fate else { continue };
-            self.tell(&read, &fate);
+            self.tell(arrival, &fate);
             if let Fate::Leased(leased) = fate {
                 // Under another id it may be another body that is posted.
-                let lead = read.lead.filter(|_| leased.id == read.arrival.id);
-                accepted.in_hand.push(InHand { leased, body: read.arrival.body, lead, is_probe: false });
+                let lead = lead.filter(|_| leased.id == arrival.id);
+                accepted.in_hand.push(InHand { leased, body: arrival.body.clone(), lead, is_probe: false });
             }
         }
         accepted
@@ -227,7 +222,7 @@ impl Accept {
     }
 
     /// Decodes and validates a message.
-    fn read(&self, message: Message) -> Read {
+    fn read(&self, message: Message) -> (Arrival, Option<Lead>) {
         let delivered_before = i64::try_from(message.delivery_count).unwrap_or(i64::MAX);
         if delivered_before > self.metrics.max_delivery_count.get() {
             self.metrics.max_delivery_count.set(delivered_before);
@@ -248,11 +243,11 @@ impl Accept {
             replay: message.replay,
             violations,
         };
-        Read { arrival, lead }
+        (arrival, lead)
     }
 
     /// Counts a message, and says what is not a post's to say.
-    fn tell(&self, read: &Read, fate: &Fate) {
+    fn tell(&self, arrival: &Arrival, fate: &Fate) {
         let kind = match fate {
             Fate::Leased(leased) => match leased.origin {
                 Origin::Fresh | Origin::Claimed => "fresh",
@@ -268,19 +263,18 @@ impl Accept {
         self.metrics.messages.count(kind);
         match fate {
             Fate::Leased(leased) if leased.origin == Origin::Conflict => {
-                tracing::warn!(lead.id = %leased.id, came_as = %read.arrival.id, "id conflict: another body, or a lead of another destination, has this id; accepted as a lead of its own");
+                tracing::warn!(lead.id = %leased.id, came_as = %arrival.id, "id conflict: another body, or a lead of another destination, has this id; accepted as a lead of its own");
             }
             Fate::Invalid(id) => {
                 self.metrics.ended.count("invalid");
-                let codes: Vec<&str> =
-                    read.arrival.violations.iter().map(|violation| violation.code.as_str()).collect();
+                let codes: Vec<&str> = arrival.violations.iter().map(|violation| violation.code.as_str()).collect();
                 for code in &codes {
                     self.metrics.violations.count(code);
                 }
                 tracing::info!(lead.id = %id, state = "invalid", codes = codes.join(","), "lead settled");
             }
             Fate::Held(id, state) => {
-                tracing::warn!(lead.id = %id, came_as = %read.arrival.id, %state, "id conflict: another body under an id that a person holds; held too");
+                tracing::warn!(lead.id = %id, came_as = %arrival.id, %state, "id conflict: another body under an id that a person holds; held too");
             }
             Fate::Repeated(id, state) => tracing::debug!(lead.id = %id, %state, "a message came again"),
             Fate::Leased(_) | Fate::Parked(_) | Fate::Aside(_) => {}

@@ -61,9 +61,14 @@ pub(super) struct InHand {
     pub(super) is_probe: bool,
 }
 
-/// A settlement, and what its log line says besides.
+/// A settlement, and what is said of it besides.
 pub(super) struct Settling {
     pub(super) settlement: Settlement,
+    pub(super) said: Said,
+}
+
+/// What is no part of a lead's settlement, and to be told when that is done.
+pub(super) struct Said {
     pub(super) leased_at: Instant,
     pub(super) age: Duration,
     /// Leads which are to be blamed, because this one passed.
@@ -116,7 +121,7 @@ impl Dispatch {
         let until = leased.leased_at + self.lease.saturating_sub(self.longest_post + LEASE_RESERVE);
         let slot = match self.flow.slots.take_now(1) {
             Some(slot) => Some(slot),
-            None => tokio::time::timeout_at(until, self.flow.slots.take()).await.ok(),
+            None => tokio::time::timeout_at(until, self.flow.slots.take(1)).await.ok(),
         };
         let Some(slot) = slot else {
             let next = trip.hand_back(Duration::ZERO, &Reason::new("lease_short", TOO_LATE));
@@ -201,7 +206,7 @@ fn load(outcome: &Outcome, exchange: &Exchange) -> Load {
     match (outcome, exchange) {
         (Outcome::Delivered(_), Exchange::Answered(_)) => Load::Taken,
         (Outcome::Duplicate(_) | Outcome::Rejected(_), Exchange::Answered(_)) => Load::Decided,
-        (Outcome::Retry(..), Exchange::Answered(_)) => Load::Refused,
+        (Outcome::Retry(_, hold), Exchange::Answered(_)) => Load::Refused(hold.unwrap_or_default()),
         (Outcome::Uncertain(reason), Exchange::Unknown(_)) if reason.code == NO_ANSWER => Load::Silent,
         // Errors, and connections that break, have reasons of their own.
         _ => Load::Unknown,
@@ -437,9 +442,7 @@ impl<'a> Trip<'a> {
                 attempts: self.attempts,
                 next,
             },
-            leased_at: self.leased.leased_at,
-            age: self.leased.age,
-            blamed: self.blamed,
+            said: Said { leased_at: self.leased.leased_at, age: self.leased.age, blamed: self.blamed },
         }
     }
 }

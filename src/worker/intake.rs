@@ -340,17 +340,18 @@ impl Intake {
         }
     }
 
-    /// Reserves at least one place, and as many as are free, up to a batch.
+    /// Reserves as many places as are free, up to a batch: when half of those ahead are, so that a batch is worth its commit. While fewer are
+    /// free, as many leads are in hand that have no slot yet, so that nothing waits for it.
     async fn reserve(&self, stop: &CancellationToken) -> Option<Option<Taken>> {
         let first = tokio::select! {
             () = stop.cancelled() => return None,
             // The circuit may open while all places are taken, or the ledger go away.
             () = self.flow.changed() => return None,
             () = tokio::time::sleep(LOOK_AROUND) => return None,
-            taken = self.flow.window.take() => taken,
+            taken = self.flow.window.take(self.flow.worthwhile()) => taken,
         };
         let mut places = first;
-        if let Some(more) = self.flow.window.take_now(self.settings.flow.batch - 1) {
+        if let Some(more) = self.flow.window.take_now(self.settings.flow.batch.saturating_sub(places.count())) {
             places.merge(more);
         }
         match self.flow.reserve(places.count(), Instant::now()) {
@@ -491,7 +492,7 @@ impl Intake {
         let place = match place {
             Some(place) => place,
             // One place was reserved for each.
-            None => self.flow.window.take().await,
+            None => self.flow.window.take(1).await,
         };
         self.posts.spawn(Arc::clone(&self.dispatch).carry(in_hand, place, self.settle.clone()));
     }

@@ -27,7 +27,7 @@ impl Intake {
             // Everything in hand is on its way back.
             tokio::select! {
                 () = stop.cancelled() => {}
-                _ = self.flow.window.take() => {}
+                _ = self.flow.window.take(1) => {}
                 () = tokio::time::sleep(LOOK_AROUND) => {}
             }
             return Ok(());

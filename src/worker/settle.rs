@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
-use super::dispatch::Settling;
+use super::dispatch::{Said, Settling};
 use super::health::{Doing, Health};
 use super::verdict::{MAX_SUSPICIONS, Policy};
 use crate::lead::LeadId;
@@ -20,6 +21,11 @@ pub(super) const AGAIN: Schedule =
 
 /// Between two tries of leads that somebody has locked.
 const BUSY_PAUSE: Duration = Duration::from_secs(1);
+
+/// A transaction that carried so many leads is followed by a pause as long as it took, up to this: what gathers meanwhile shares the cost of the
+/// next. One that carried fewer is not: a lone lead waits for nobody.
+const MANY: usize = 32;
+const GATHER: Duration = Duration::from_millis(10);
 
 /// The settle loop.
 pub(super) struct Settler {
@@ -53,23 +59,29 @@ impl Settler {
             let mut batch = std::mem::take(&mut busy);
             batch.append(&mut gathered);
             self.metrics.settle_batch.observe(batch.len() as f64);
+            let (many, began) = (batch.len() >= MANY, Instant::now());
             busy = self.settle_batch(batch, on_lock).await;
             self.health.settling_late(!busy.is_empty());
+            if many && self.settlements.len() < self.batch && !self.settlements.is_closed() {
+                tokio::time::sleep(began.elapsed().min(GATHER)).await;
+            }
         }
     }
 
     /// Settles a batch, and comes back with what somebody has locked.
     async fn settle_batch(&self, batch: Vec<Settling>, on_lock: OnLock) -> Vec<Settling> {
-        let settlements: Arc<[Settlement]> = batch.iter().map(|settling| settling.settlement.clone()).collect();
-        let settled = self.settle(settlements, on_lock).await;
+        let (settlements, said): (Vec<Settlement>, Vec<Said>) =
+            batch.into_iter().map(|settling| (settling.settlement, settling.said)).unzip();
+        let settlements: Arc<[Settlement]> = settlements.into();
+        let settled = self.settle(Arc::clone(&settlements), on_lock).await;
         let mut busy = Vec::new();
         let mut blamed = Vec::new();
-        for mut settling in batch {
-            blamed.append(&mut settling.blamed);
-            if settled.busy.contains(&settling.settlement.id) {
-                busy.push(settling);
+        for (settlement, mut said) in settlements.iter().zip(said) {
+            blamed.append(&mut said.blamed);
+            if settled.busy.contains(&settlement.id) {
+                busy.push(Settling { settlement: settlement.clone(), said });
             } else {
-                self.tell(&settling, settled.late.contains(&settling.settlement.id));
+                self.tell(settlement, &said, settled.late.contains(&settlement.id));
             }
         }
         if !blamed.is_empty() {
@@ -152,8 +164,8 @@ impl Settler {
     }
 
     /// One line for each lead: ids, codes and numbers.
-    fn tell(&self, settling: &Settling, is_late: bool) {
-        let Settlement { id, attempts, attempts_before, next, .. } = &settling.settlement;
+    fn tell(&self, settlement: &Settlement, said: &Said, is_late: bool) {
+        let Settlement { id, attempts, attempts_before, next, .. } = settlement;
         if is_late {
             self.metrics.late.inc();
             tracing::warn!(lead.id = %id, "settled too late: the lease had run out, and the attempt counts as uncertain");
@@ -175,7 +187,7 @@ impl Settler {
             }
             Next::End(end) => {
                 self.metrics.ended.count(state);
-                Metrics::observe(&self.metrics.lead_seconds, settling.age + settling.leased_at.elapsed());
+                Metrics::observe(&self.metrics.lead_seconds, said.age + said.leased_at.elapsed());
                 let warning = end.receipt.as_ref().is_some_and(|receipt| receipt.warning.is_some());
                 if warning {
                     self.metrics.warnings.inc();
