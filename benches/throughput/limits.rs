@@ -73,12 +73,12 @@ const APIS: [Api; 6] = [
 ];
 
 /// Prints a row for each API.
-pub async fn compare(leadpost: &Path, servers: &Servers, ceiling: usize) -> anyhow::Result<()> {
+pub async fn compare(leadpost: &Path, servers: &Servers, ceiling: usize, text: &str) -> anyhow::Result<()> {
     println!(
         "| API | adaptive, leads/s | of them refused | posts under way | best fixed number, leads/s | adaptive / best |"
     );
     println!("|---|---:|---:|---:|---:|---:|");
-    for api in &APIS {
+    for api in APIS.iter().filter(|api| api.name.contains(text)) {
         let adaptive = run(leadpost, servers, api, (1, ceiling), api.change, (FROM, UNTIL)).await.context(api.name)?;
         let mut best = (0, 0.0);
         for &fixed in api.fixed {

@@ -14,6 +14,7 @@
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "the table is what it is for")]
 
+mod large;
 mod limits;
 mod loops;
 mod measure;
@@ -66,9 +67,14 @@ struct Args {
     #[arg(long, default_value_t = 15)]
     stream_seconds: u64,
 
-    /// Compare, instead, what the worker finds out of an API's capacity with the best fixed number: 11 minutes
-    #[arg(long)]
-    limits: bool,
+    /// Compare, instead, what the worker finds out of an API's capacity with the best fixed number: 11 minutes; or only at APIs whose name
+    /// has this text in it
+    #[arg(long, value_name = "TEXT", num_args = 0..=1, default_missing_value = "")]
+    limits: Option<String>,
+
+    /// Fill a ledger with so many leads, instead, and compare it with an empty one: some ten minutes and 12 GiB for ten million
+    #[arg(long, value_name = "LEADS")]
+    ledger: Option<u64>,
 
     /// Leave out the two loops that the worker is compared with
     #[arg(long)]
@@ -107,8 +113,13 @@ fn main() -> anyhow::Result<()> {
 async fn run(args: Args) -> anyhow::Result<()> {
     let leadpost = servers::build()?;
     let servers = Servers::up().await?;
-    if args.limits {
-        limits::compare(&leadpost, &servers, args.concurrency).await?;
+    if let Some(text) = &args.limits {
+        limits::compare(&leadpost, &servers, args.concurrency, text).await?;
+        servers.down();
+        return Ok(());
+    }
+    if let Some(leads) = args.ledger {
+        large::compare(&leadpost, &servers, &args, leads).await?;
         servers.down();
         return Ok(());
     }

@@ -38,6 +38,7 @@ pub struct Latency {
     pub p50: f64,
     pub p95: f64,
     pub p99: f64,
+    pub most: f64,
 }
 
 #[derive(Debug, Serialize)]

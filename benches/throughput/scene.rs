@@ -30,6 +30,8 @@ const DEADLINE: Duration = Duration::from_secs(1800);
 /// So many messages are published before their confirms are waited for.
 const CONFIRMS: usize = 500;
 
+const DELIVERED: &str = "select coalesce(sum(delivered), 0)::bigint from tallies";
+
 /// Who carries the leads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -129,12 +131,14 @@ impl Scene<'_> {
 
     pub async fn play(&self) -> anyhow::Result<Row> {
         let stage = Stage::set(self.servers).await?;
-        let played = self.play_on(&stage.name, &stage.channel).await;
+        let played = self.play_on(&stage).await;
         stage.strike().await?;
         played
     }
 
-    async fn play_on(&self, name: &str, channel: &Channel) -> anyhow::Result<Row> {
+    /// The same on a stage that is there, with whatever is in its ledger.
+    pub async fn play_on(&self, stage: &Stage) -> anyhow::Result<Row> {
+        let (name, channel) = (stage.name.as_str(), &stage.channel);
         let leads = self.leads();
         if let Load::Filled(leads) = self.load {
             publish(channel, name, 0..leads, None).await?;
@@ -146,6 +150,8 @@ impl Scene<'_> {
 
         let started = Instant::now();
         let count = if let Who::Leadpost(n) = self.who { n } else { 1 };
+        // What the ledger held before.
+        let had = held_by(&mut ledger).await?;
         let mut workers = (0..count).map(|_| self.worker(name, &api)).collect::<anyhow::Result<Vec<_>>>()?;
         let mut polls = 0;
         match self.load {
@@ -168,14 +174,14 @@ impl Scene<'_> {
             }
         };
         let (published, ()) =
-            tokio::try_join!(publishing, self.until_through(&mut workers, &mut ledger, &api, &mut polls))?;
+            tokio::try_join!(publishing, self.until_through(&mut workers, &mut ledger, &api, had, &mut polls))?;
         let took = began.elapsed();
         let after = self.read(&workers, &sandbox, &mut ledger).await?;
         let peak = workers.iter().filter_map(|worker| measure::peak_mib(worker.pid())).fold(0.0, f64::max);
         workers.iter_mut().try_for_each(Running::stop)?;
         let latency_ms = match self.load {
             Load::Filled(_) => None,
-            Load::Stream { .. } => Some(latency(&mut ledger, &published).await?),
+            Load::Stream { .. } => Some(latency_of(&mut ledger, &published).await?),
         };
         let posted = posts(&api).await?;
         ensure!(posted == leads, "{posted} posts of {leads} leads");
@@ -226,12 +232,13 @@ impl Scene<'_> {
         workers: &mut [Running],
         ledger: &mut PgConnection,
         api: &str,
+        had: i64,
         polls: &mut i64,
     ) -> anyhow::Result<()> {
         let (leads, began) = (self.leads(), Instant::now());
         let in_ledger = match self.who {
             Who::Bare => None,
-            Who::Leadpost(_) => Some("select coalesce(sum(delivered), 0)::bigint from tallies"),
+            Who::Leadpost(_) => Some(DELIVERED),
             Who::Usual => Some("select count(*) from usual where state = 'delivered'"),
         };
         while counted(api, "created").await? < leads {
@@ -247,7 +254,7 @@ impl Scene<'_> {
             loop {
                 *polls += 1;
                 let n: i64 = sqlx::query_scalar(sql).fetch_one(&mut *ledger).await?;
-                if n.unsigned_abs() == leads {
+                if (n - had).unsigned_abs() == leads {
                     break;
                 }
                 ensure!(began.elapsed() < DEADLINE, "not all leads were settled");
@@ -355,9 +362,15 @@ pub fn worker(
     Ok(Running(command.spawn()?))
 }
 
-async fn execute(connection: &mut PgConnection, sql: &str) -> anyhow::Result<()> {
+pub async fn execute(connection: &mut PgConnection, sql: &str) -> anyhow::Result<()> {
     sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(connection).await?;
     Ok(())
+}
+
+/// How many leads the ledger says are delivered; none before there are tables.
+async fn held_by(ledger: &mut PgConnection) -> anyhow::Result<i64> {
+    let is_new: bool = sqlx::query_scalar("select to_regclass('tallies') is null").fetch_one(&mut *ledger).await?;
+    Ok(if is_new { 0 } else { sqlx::query_scalar(DELIVERED).fetch_one(ledger).await? })
 }
 
 async fn commits(connection: &mut PgConnection) -> anyhow::Result<i64> {
@@ -419,13 +432,17 @@ pub async fn publish(
 }
 
 /// From when a lead was handed to RabbitMQ to when its end was written.
-async fn latency(ledger: &mut PgConnection, published: &HashMap<Uuid, f64>) -> anyhow::Result<Latency> {
+pub async fn latency_of(ledger: &mut PgConnection, published: &HashMap<Uuid, f64>) -> anyhow::Result<Latency> {
+    let ids: Vec<Uuid> = published.keys().copied().collect();
     let rows: Vec<(Uuid, f64)> =
-        sqlx::query_as("select id, extract(epoch from finished_at)::float8 from leads").fetch_all(ledger).await?;
+        sqlx::query_as("select id, extract(epoch from finished_at)::float8 from leads where id = any($1)")
+            .bind(ids)
+            .fetch_all(ledger)
+            .await?;
     let mut latencies: Vec<f64> =
         rows.iter().filter_map(|(id, finished)| Some((finished - published.get(id)?) * 1e3)).collect();
     ensure!(latencies.len() == published.len(), "{} leads of {}", latencies.len(), published.len());
     latencies.sort_by(f64::total_cmp);
     let at = |share: f64| latencies[((latencies.len() - 1) as f64 * share) as usize];
-    Ok(Latency { p50: at(0.5), p95: at(0.95), p99: at(0.99) })
+    Ok(Latency { p50: at(0.5), p95: at(0.95), p99: at(0.99), most: at(1.0) })
 }

@@ -30,6 +30,7 @@ mod status;
 mod template;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -282,16 +283,13 @@ impl Flow {
         if self.min_concurrency == 0 { self.concurrency } else { self.min_concurrency }
     }
 
-    /// How many leads may be in hand when so many may be posted at a time: those, and some accepted ahead.
-    pub fn window(&self, posts: usize) -> usize {
-        posts.saturating_add(self.ahead(posts))
-    }
-
-    /// How many leads may be accepted ahead, so that slots do not idle while a batch is committed: two batches as large as a few posts for each
-    /// slot allow. At an API that takes its time, few are, as they wait under a lease.
-    pub fn ahead(&self, posts: usize) -> usize {
-        const FOR_EACH_SLOT: usize = 4;
-        posts.saturating_mul(FOR_EACH_SLOT).min(self.batch)
+    /// How many leads may be accepted ahead of their slots, so that those do not idle while a batch is committed: what so many posts at a time,
+    /// which take so long, get through in a tenth of a second. More would only wait here, under a lease and before whatever comes fresh.
+    pub fn ahead(&self, posts: usize, post_takes: Duration) -> usize {
+        const FOR: Duration = Duration::from_millis(100);
+        const FOR_EACH_SLOT: f64 = 4.0;
+        let for_each = (FOR.as_secs_f64() / post_takes.as_secs_f64().max(1e-6)).min(FOR_EACH_SLOT);
+        ((posts as f64 * for_each).ceil() as usize).clamp(1, self.batch.max(1))
     }
 }
 
@@ -359,10 +357,28 @@ impl Settings {
             return self.amqp.prefetch;
         }
         let flow = &self.flow;
-        let mut prefetch = flow.batch.saturating_mul(4).min(flow.window(flow.concurrency).saturating_mul(2));
+        let mut prefetch = flow
+            .batch
+            .saturating_mul(4)
+            .min((flow.concurrency + flow.ahead(flow.concurrency, Duration::ZERO)).saturating_mul(2));
         if flow.rate_per_s > 0.0 {
             prefetch = prefetch.min((flow.rate_per_s * 60.0) as usize).max(LEAST);
         }
         u16::try_from(prefetch).unwrap_or(u16::MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_accepted_ahead_waits_a_tenth_of_a_second_for_its_slot_at_most_and_is_a_batch_at_most() {
+        let flow = Flow { batch: 256, ..Flow::default() };
+        let ahead = |posts, ms| flow.ahead(posts, Duration::from_millis(ms));
+        assert_eq!([ahead(64, 0), ahead(64, 20), ahead(20, 1)], [256, 256, 80], "a few for each slot at a quick API");
+        assert_eq!([ahead(64, 100), ahead(64, 500), ahead(64, 30_000)], [64, 13, 1], "few at a slow one");
+        assert_eq!([ahead(1, 100), ahead(1, 10_000)], [1, 1]);
+        assert_eq!(ahead(10_000, 100), 256);
     }
 }

@@ -40,6 +40,10 @@ use rate::Rate;
 /// What a hold is, in words.
 pub const HELD: &str = "the destination asked to be left alone (Retry-After)";
 
+/// How long a post takes as long as none was answered, and of how many the average is.
+const POST_TAKES: Duration = Duration::from_millis(100);
+const LATELY: u32 = 64;
+
 /// Shared flow control of one worker.
 #[derive(Debug)]
 pub struct Flow {
@@ -59,6 +63,8 @@ struct Gate {
     limit: Limit,
     rate: Option<Rate>,
     rate_of_all: f64,
+    /// How long a post has taken lately.
+    post_takes: Duration,
     hold: Option<(Instant, Reason)>,
     /// The end of a hold that the lead API told us of and other workers do not know yet.
     unshared: Option<Instant>,
@@ -98,7 +104,7 @@ impl Flow {
         let flow = &settings.flow;
         let limit = Limit::new(flow.least(), flow.concurrency, Instant::now());
         Self {
-            window: Places::new(flow.window(limit.posts())),
+            window: Places::new(limit.posts() + flow.ahead(limit.posts(), POST_TAKES)),
             slots: Places::new(limit.posts()),
             settings: flow.clone(),
             gate: Mutex::new(Gate {
@@ -110,6 +116,7 @@ impl Flow {
                 limit,
                 rate: (flow.rate_per_s > 0.0).then(|| Rate::new(flow.rate_per_s, Instant::now())),
                 rate_of_all: flow.rate_per_s,
+                post_takes: POST_TAKES,
                 hold: None,
                 unshared: None,
             }),
@@ -169,13 +176,21 @@ impl Flow {
         let mut gate = self.lock();
         let is_too_much = matches!(ended.load, Load::Refused(_)) && gate.limit.can_fall();
         let is_used = gate.limit.record(ended, under_way, now);
+        if matches!(ended.load, Load::Taken | Load::Decided) {
+            gate.post_takes = (gate.post_takes * (LATELY - 1) + ended.took) / LATELY;
+        }
         let posts = gate.limit.posts();
         let before = self.slots.size();
         if posts != before {
             tracing::debug!(posts, before, under_way, "another number of posts may be under way");
             self.slots.resize(posts);
-            self.window.resize(self.settings.window(posts));
-            if posts < before {
+        }
+        let window = posts + self.settings.ahead(posts, gate.post_takes);
+        let had = self.window.size();
+        // Each resize is a look at all who wait; a little more or less changes nothing.
+        if posts != before || window.abs_diff(had) * 8 > had {
+            self.window.resize(window);
+            if window < had {
                 // Who waits for more places than there are now would wait in vain.
                 self.changed.notify_one();
             }
@@ -185,7 +200,7 @@ impl Flow {
 
     /// For how many free places in the window leads are taken, while others wait for a slot.
     pub fn worthwhile(&self) -> usize {
-        (self.settings.ahead(self.slots.size()) / 2).max(1)
+        (self.window.size().saturating_sub(self.slots.size()) / 2).max(1)
     }
 
     /// Holds the whole destination back.

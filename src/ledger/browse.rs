@@ -13,8 +13,9 @@ use super::model::LeadState;
 use super::{Ledger, LedgerError};
 use crate::lead::{LeadId, Violation};
 
-/// Due leads beyond this number are not counted one by one.
-const COUNT_LIMIT: i64 = 100_000;
+/// So many leads that are due, and so many that will be, are counted one by one; and of so many the reasons are.
+const LOOKED_AT: i64 = 10_000;
+const REASONS_OF: i64 = 1_000;
 
 /// The counts of a destination.
 #[derive(Debug, Clone, Serialize)]
@@ -38,15 +39,15 @@ pub struct Status {
 pub struct Waiting {
     /// Leased to a worker.
     pub leased: i64,
-    /// Due now. No more than 100,000 are counted.
+    /// Due now. At least so many, where there are more than 10,000 of these and of those that are due later.
     pub due: i64,
-    /// Due later. No more than 100,000 are counted.
+    /// Due later. At least so many, likewise.
     pub later: i64,
     /// How long the longest has been due, in seconds.
     pub oldest_due_s: Option<f64>,
     /// In how many seconds the next one is due, when none is due now.
     pub next_due_s: Option<f64>,
-    /// Why pending leads wait: the reasons of their last attempts, the most frequent first.
+    /// Why pending leads wait: the reasons of their last attempts, the most frequent first; of the 1,000 that are due first.
     pub reasons: Vec<(String, i64)>,
 }
 
@@ -204,40 +205,49 @@ async fn status(pool: &PgPool, destination: &str) -> Result<Status, sqlx::Error>
     }
     let waiting = sqlx::query(
         "select \
-             (select count(*) from (select 1 from leads where destination = $1 and state = 'pending' and lease is not null \
+             (select count(*) from (select 1 from leads where destination = $1 and state = 'pending' and (lease is null)::int = 0 \
                  limit $2) as x) as leased, \
-             (select count(*) from (select 1 from leads where destination = $1 and state = 'pending' and lease is null \
+             (select count(*) from (select 1 from leads where destination = $1 and state = 'pending' and (lease is null)::int = 1 \
                  and next_attempt_at <= now() limit $2) as x) as due, \
-             (select count(*) from (select 1 from leads where destination = $1 and state = 'pending' and lease is null \
+             (select count(*) from (select 1 from leads where destination = $1 and state = 'pending' and (lease is null)::int = 1 \
                  and next_attempt_at > now() limit $2) as x) as later, \
              (select extract(epoch from now() - min(next_attempt_at))::float8 from leads where destination = $1 \
-                 and state = 'pending' and lease is null and next_attempt_at <= now()) as oldest_due_s, \
+                 and state = 'pending' and (lease is null)::int = 1 and next_attempt_at <= now()) as oldest_due_s, \
              (select extract(epoch from min(next_attempt_at) - now())::float8 from leads where destination = $1 \
-                 and state = 'pending' and lease is null and next_attempt_at > now()) as next_due_s, \
+                 and state = 'pending' and (lease is null)::int = 1 and next_attempt_at > now()) as next_due_s, \
              (select count(*) from leads where destination = $1 and warning is not null) as warnings, \
              (select count(*) from aside where destination = $1) as aside",
     )
     .bind(destination)
-    .bind(COUNT_LIMIT)
+    .bind(LOOKED_AT)
     .fetch_one(pool)
     .await?;
     let reasons = sqlx::query(
         "select coalesce(code, 'none') as code, count(*) as n from (select code from leads where destination = $1 \
-             and state = 'pending' and lease is null order by next_attempt_at limit $2) as x \
+             and state = 'pending' and (lease is null)::int = 1 order by next_attempt_at limit $2) as x \
          group by 1 order by 2 desc, 1 limit 5",
     )
     .bind(destination)
-    .bind(COUNT_LIMIT)
+    .bind(REASONS_OF)
     .fetch_all(pool)
     .await?;
+    let count = |column: &str| waiting.try_get::<i64, _>(column);
+    let (leased, mut due, mut later) = (count("leased")?, count("due")?, count("later")?);
+    let pending = states.get(&LeadState::Pending).copied().unwrap_or(0);
+    // What is left of the pending ones, where all of the other kind were counted.
+    match (due < LOOKED_AT, later < LOOKED_AT) {
+        (false, true) => due = due.max(pending - leased - later),
+        (true, false) => later = later.max(pending - leased - due),
+        (true, true) | (false, false) => {}
+    }
     Ok(Status {
         destination: destination.to_owned(),
         accepted: row.try_get("accepted")?,
         states,
         waiting: Waiting {
-            leased: waiting.try_get("leased")?,
-            due: waiting.try_get("due")?,
-            later: waiting.try_get("later")?,
+            leased,
+            due,
+            later,
             oldest_due_s: waiting.try_get("oldest_due_s")?,
             next_due_s: waiting.try_get("next_due_s")?,
             reasons: reasons

@@ -17,9 +17,11 @@ use crate::lead::LeadId;
 /// How many expired leases are dealt with in one transaction.
 const EXPIRED_BATCH: i64 = 500;
 
+/// Whether a lead is leased is a part of `leads_pending`, as this very expression: a million leads that are due do not stand between the worker and a
+/// lease that ran out, nor leases between it and those that are due.
 const CLAIM: &str = "with due as ( \
          select id from leads \
-         where destination = $1 and state = 'pending' and next_attempt_at <= now() and lease is null \
+         where destination = $1 and state = 'pending' and next_attempt_at <= now() and (lease is null)::int = 1 \
              and id <> all($2) \
              and ($7 or attempts = 0 or not exists (select 1 from attempts a \
                  where a.lead_id = leads.id and a.outcome = 'uncertain')) \
@@ -34,7 +36,7 @@ const CLAIM: &str = "with due as ( \
          extract(epoch from now() - l.budget_from)::float8 as age, l.body";
 
 /// What keeps a lead that is leased, or not yet due, from being claimed.
-const IS_FREE: &str = "next_attempt_at <= now() and lease is null";
+const IS_FREE: &str = "next_attempt_at <= now() and (lease is null)::int = 1";
 
 /// A lead whose lease ran out before it was settled.
 #[derive(Debug, Clone)]
@@ -105,7 +107,7 @@ impl Ledger {
                     let mut transaction = pool.begin().await?;
                     let released = sqlx::query(
                         "update leads set lease = null, leased_by = null, next_attempt_at = now(), changed_at = now() \
-                         where destination = $1 and state = 'pending' and lease = any($2) \
+                         where destination = $1 and state = 'pending' and (lease is null)::int = 0 and lease = any($2) \
                              and next_attempt_at > now() - $4 * interval '1 millisecond' - interval '1 minute' \
                              and next_attempt_at <= now() + $3 * interval '1 millisecond'",
                     )
@@ -143,7 +145,7 @@ impl Ledger {
                              extract(epoch from now() - budget_from)::float8 as age, \
                              extract(epoch from now() - changed_at)::float8 as since \
                          from leads \
-                         where destination = $1 and state = 'pending' and next_attempt_at <= now() and lease is not null \
+                         where destination = $1 and state = 'pending' and next_attempt_at <= now() and (lease is null)::int = 0 \
                          order by next_attempt_at limit $2 for update skip locked",
                     )
                     .bind(&*ledger.destination)

@@ -503,12 +503,19 @@ async fn verify_holds_after_a_run_and_finds_what_is_broken_by_hand() {
     let holds = world.leadpost(&["verify"]).await;
     assert!(holds.code == Some(0) && !holds.stdout.contains("BROKEN"), "{holds:?}");
 
-    // An attempt too many on the lead's own count, and a lead that the tallies do not know.
+    // An attempt too many on the lead's own count, a lead that the tallies do not know, and an attempt of none.
+    sqlx::query(
+        "insert into attempts (lead_id, number, lease, worker, started_at, duration_ms, outcome, charged, http_status) \
+         values (gen_random_uuid(), 1, gen_random_uuid(), 'w', now(), 1, 'delivered', true, 201)",
+    )
+    .execute(&world.database.pool)
+    .await
+    .unwrap();
     sqlx::query("update leads set attempts = attempts + 1").execute(&world.database.pool).await.unwrap();
     sqlx::query("update tallies set delivered = delivered + 1").execute(&world.database.pool).await.unwrap();
     let broken = world.leadpost(&["verify"]).await;
     assert_eq!(broken.code, Some(1), "{broken:?}");
-    for name in ["BROKEN  attempts", "BROKEN  tallies", "BROKEN  accounting"] {
+    for name in ["BROKEN  attempts", "BROKEN  tallies", "BROKEN  accounting", "BROKEN  leads of attempts"] {
         assert!(broken.stdout.contains(name), "{broken:?}");
     }
     assert!(broken.stdout.contains(&id.to_string()), "it says which: {broken:?}");

@@ -20,7 +20,7 @@ use crate::support::{Running, World};
 const ACCEPT: &str = "insert into leads (id, destination, state, body, queue, message_id";
 const CLAIM: &str = "with due as";
 const SETTLE: &str = "with s as";
-const EXPIRE: &str = "lease is not null order by next_attempt_at";
+const EXPIRE: &str = "(lease is null)::int = 0 order by next_attempt_at";
 const REQUEUE: &str = "with locked as";
 
 /// How the answer to a commit gets lost.

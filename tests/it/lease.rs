@@ -449,9 +449,6 @@ async fn the_database_refuses_rows_that_make_no_sense() {
         attempt(1, "rejected", "422", "null"),
         attempt(1, "uncertain", "null", "null"),
         "insert into attempts select * from attempts".to_owned(),
-        "insert into attempts (lead_id, number, lease, worker, started_at, duration_ms, outcome, charged, http_status) \
-         values (gen_random_uuid(), 1, gen_random_uuid(), 'w', now(), 1, 'delivered', true, 201)"
-            .to_owned(),
         // Replays.
         "insert into replays (lead_id, from_state, kind, replayed_by) select id, state, 'whim', 'w' from leads".to_owned(),
         "insert into replays (lead_id, from_state, kind, replayed_by) values (gen_random_uuid(), 'rejected', 'requeue', 'w')"

@@ -378,6 +378,8 @@ async fn tallies_and_books_are_right_after_each_step_of_a_leads_life() {
     assert_eq!(world.story(id).await, ["rejected 422", "retry 503", "delivered 201", "delivered 201"]);
     world.execute("delete from leads").await;
     assert_eq!(world.tally().await, []);
+    let left = "select (select count(*) from attempts) + (select count(*) from replays)";
+    assert_eq!(world.number(left).await, 0, "its attempts and replays go with a lead");
     assert_eq!(world.ledger.status().await.unwrap().accepted, 0);
     running.stop().await;
 }

@@ -1,0 +1,249 @@
+//! Is a ledger of many leads as quick as an empty one? And what are a million leads to `publish`, `requeue`, and those who wait behind them?
+
+use std::io::Write as _;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use sqlx::PgConnection;
+
+use crate::scene::{Load, Scene, Stage, Who, execute, latency_of, publish, sandbox, worker};
+use crate::servers::Servers;
+use crate::{Args, measure};
+
+/// Leads of a throughput run on either ledger.
+const LEADS: u64 = 60_000;
+
+/// Rows that are made in one statement.
+const CHUNK: u64 = 500_000;
+
+/// One lead in so many is exhausted, to be sent again together.
+const EXHAUSTED: u64 = 10;
+
+/// How often a command is run; its median counts.
+const RUNS: usize = 7;
+
+/// Fresh leads that come while others are due.
+const FRESH_PER_S: u64 = 50;
+const FRESH_S: u64 = 20;
+
+/// What is between commands and servers.
+struct Setting<'a> {
+    leadpost: &'a Path,
+    servers: &'a Servers,
+    stage: &'a Stage,
+}
+
+/// Prints a line for each thing that is measured.
+pub async fn compare(leadpost: &Path, servers: &Servers, args: &Args, leads: u64) -> anyhow::Result<()> {
+    let scene =
+        Scene { leadpost, servers, args, who: Who::Leadpost(1), delay: Duration::ZERO, load: Load::Filled(LEADS) };
+    println!("| ledger of {leads} leads | |\n|---|---:|");
+    // The first run of all is slower, whichever it is.
+    scene.play().await?;
+    let empty = scene.play().await?;
+    let stage = Stage::set(servers).await?;
+    let setting = Setting { leadpost, servers, stage: &stage };
+    let measured = async {
+        setting.command(&["migrate"])?;
+        let mut ledger = servers.connect(Some(&stage.name)).await?;
+        let began = Instant::now();
+        let bytes = fill(&mut ledger, leads).await?;
+        eprintln!("throughput: filled in {:.0} s", began.elapsed().as_secs_f64());
+        println!("| its size | {:.1} GiB |", bytes as f64 / 1024.0 / 1024.0 / 1024.0);
+        let full = scene.play_on(&stage).await?;
+        println!(
+            "| leads/s into it, against an empty one | {:.0} / {:.0} = {:.2} |",
+            full.leads_per_s,
+            empty.leads_per_s,
+            full.leads_per_s / empty.leads_per_s
+        );
+        println!(
+            "| Postgres CPU for each of them | {:.0} / {:.0} us |",
+            full.postgres_us.unwrap_or(0.0),
+            empty.postgres_us.unwrap_or(0.0)
+        );
+        setting.looks(&mut ledger).await?;
+        setting.backlog(&mut ledger, leads / EXHAUSTED).await?;
+        setting.publish(leads / EXHAUSTED)
+    };
+    let measured = measured.await;
+    stage.strike().await?;
+    measured
+}
+
+/// Leads that came over three months, most of them delivered, and one and a half attempts for each. Says how many bytes that takes.
+async fn fill(ledger: &mut PgConnection, leads: u64) -> anyhow::Result<i64> {
+    // Rows first, then their indexes: that is how long it takes, and nothing else.
+    execute(
+        ledger,
+        "alter table leads disable trigger user; set maintenance_work_mem = '1GB'; set synchronous_commit = off; \
+         create temp table index_ as select indexdef from pg_indexes where tablename in ('leads', 'attempts') and indexname not like '%_pkey'; \
+         alter table replays drop constraint replays_lead_id_fkey; \
+         alter table leads drop constraint leads_pkey; alter table attempts drop constraint attempts_pkey; \
+         do $$ declare name text; begin \
+             for name in select indexname from pg_indexes where tablename in ('leads', 'attempts') loop execute 'drop index ' || name; end loop; \
+         end $$",
+    )
+    .await?;
+    for from in (0..leads).step_by(usize::try_from(CHUNK)?) {
+        let to = (from + CHUNK).min(leads) - 1;
+        execute(
+            ledger,
+            &format!(
+                "with made as materialized ( \
+                     select n, gen_random_uuid() as id, now() - (1 - n / {leads}.0) * interval '90 days' as at, \
+                         case when n % {EXHAUSTED} = 0 then 'exhausted' when n % 100 = 1 then 'rejected' when n % 100 = 2 then 'duplicate' \
+                             when n % 100 = 3 then 'uncertain' else 'delivered' end as state \
+                     from generate_series({from}::bigint, {to}) as n \
+                 ), written as ( \
+                     insert into leads (id, destination, state, body, queue, message_id, accepted_at, changed_at, finished_at, attempts, charged, \
+                         budget_from, code, reason, remote_id) \
+                     select id, '7targets', state, convert_to('{{\"name\":\"Ann\",\"lastName\":\"Number ' || n || '\",\"email\":\"ann.' || n || \
+                             '@example.com\",\"phone\":\"+15550100\",\"source\":\"Website\",\"context\":\"Asked for a quote on the pricing page.\",\
+                             \"assistantId\":' || n % 50 || '}}', 'UTF8'), \
+                         'leads', id::text, at, at, at, 1 + n % 2, 1 + n % 2, at, \
+                         case when state <> 'delivered' then 'http_503' end, case when state <> 'delivered' then 'the API was busy' end, \
+                         case when state = 'delivered' then n::text end \
+                     from made \
+                 ) \
+                 insert into attempts (lead_id, number, lease, worker, started_at, duration_ms, outcome, charged, http_status, code) \
+                 select id, number, id, 'worker-1', at, 20, \
+                     case when number > n % 2 then case state when 'exhausted' then 'retry' else state end else 'retry' end, true, \
+                     case when number > n % 2 and state = 'delivered' then 201 else 503 end, \
+                     case when number > n % 2 and state = 'delivered' then null else 'http_503' end \
+                 from made, generate_series(1, 1 + n % 2) as number"
+            ),
+        )
+        .await?;
+        eprint!("\rthroughput: {} of {leads} leads", to + 1);
+        std::io::stderr().flush()?;
+    }
+    eprintln!();
+    execute(
+        ledger,
+        "alter table leads add primary key (id); alter table attempts add primary key (lead_id, number); \
+         alter table replays add constraint replays_lead_id_fkey foreign key (lead_id) references leads (id) on delete cascade; \
+         do $$ declare def text; begin for def in select indexdef from index_ loop execute def; end loop; end $$; \
+         alter table leads enable trigger user; \
+         insert into tallies (destination, shard, accepted, delivered, duplicate, rejected, exhausted, uncertain) \
+         select '7targets', 99, count(*), count(*) filter (where state = 'delivered'), count(*) filter (where state = 'duplicate'), \
+             count(*) filter (where state = 'rejected'), count(*) filter (where state = 'exhausted'), count(*) filter (where state = 'uncertain') \
+         from leads",
+    )
+    .await?;
+    execute(ledger, "vacuum (analyze, freeze) leads").await?;
+    execute(ledger, "vacuum (analyze, freeze) attempts").await?;
+    execute(ledger, "checkpoint").await?;
+    let sql = "select pg_database_size(current_database())";
+    Ok(sqlx::query_scalar(sql).fetch_one(ledger).await?)
+}
+
+impl Setting<'_> {
+    fn prepare(&self, arguments: &[&str]) -> anyhow::Result<Command> {
+        let mut command = Command::new(self.leadpost);
+        let variables = std::env::vars_os().filter(|(name, _)| !name.to_string_lossy().starts_with("LEADPOST_"));
+        command.env_clear().envs(variables).env("LEADPOST_CONFIG", "/dev/null");
+        command
+            .env("AMQP_URL", &self.servers.amqp_url)
+            .env("DATABASE_URL", self.servers.url_of(Some(&self.stage.name))?);
+        command.args(arguments).stdout(Stdio::null()).stderr(Stdio::piped());
+        Ok(command)
+    }
+
+    /// Runs a command to its end; says how long that took, and its most memory in MiB.
+    fn command(&self, arguments: &[&str]) -> anyhow::Result<(Duration, f64)> {
+        let began = Instant::now();
+        let mut child = self.prepare(arguments)?.spawn()?;
+        let mut peak = 0.0_f64;
+        let status = loop {
+            if let Some(status) = child.try_wait()? {
+                break status;
+            }
+            peak = peak.max(measure::peak_mib(child.id()).unwrap_or(0.0));
+            std::thread::sleep(Duration::from_millis(1));
+        };
+        let took = began.elapsed();
+        let mut said = String::new();
+        if let Some(mut stderr) = child.stderr.take() {
+            std::io::Read::read_to_string(&mut stderr, &mut said)?;
+        }
+        ensure!(status.success(), "leadpost {} ended with {status}: {said}", arguments.join(" "));
+        Ok((took, peak))
+    }
+
+    fn median(&self, arguments: &[&str]) -> anyhow::Result<Duration> {
+        let mut times = (0..RUNS).map(|_| Ok(self.command(arguments)?.0)).collect::<anyhow::Result<Vec<_>>>()?;
+        times.sort();
+        Ok(times[RUNS / 2])
+    }
+
+    /// What a person waits for.
+    async fn looks(&self, ledger: &mut PgConnection) -> anyhow::Result<()> {
+        let id: String = sqlx::query_scalar("select id::text from leads limit 1").fetch_one(ledger).await?;
+        let queue = ["--set", &format!("amqp.queue={}", self.stage.name)];
+        for arguments in [vec!["--version"], vec!["status"], vec!["leads", "show", &id]] {
+            let shown = arguments.join(" ").replace(&id, "ID");
+            let arguments: Vec<&str> =
+                if shown == "--version" { arguments } else { arguments.into_iter().chain(queue).collect() };
+            println!("| `leadpost {shown}` | {:.0} ms |", self.median(&arguments)?.as_secs_f64() * 1e3);
+        }
+        Ok(())
+    }
+
+    /// So many leads are sent again together; what do fresh ones wait for behind them?
+    async fn backlog(&self, ledger: &mut PgConnection, due: u64) -> anyhow::Result<()> {
+        let (took, peak) = self.command(&["requeue", "--state", "exhausted", "--reason", "the API is back"])?;
+        println!("| `leadpost requeue --state exhausted`, {due} leads | {:.0} s, {peak:.0} MiB |", took.as_secs_f64());
+        let queue = ["status", "--set", &format!("amqp.queue={}", self.stage.name)];
+        println!("| `leadpost status`, with those due | {:.0} ms |", self.median(&queue)?.as_secs_f64() * 1e3);
+        let (_sandbox, api) = sandbox(self.leadpost, &["--latency-ms", "20"])?;
+        let mut worker = worker(self.leadpost, self.servers, &self.stage.name, &api, (64, 64))?;
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        let retried = "select coalesce(sum(pending), 0)::bigint from tallies";
+        let before: i64 = sqlx::query_scalar(retried).fetch_one(&mut *ledger).await?;
+        let began = Instant::now();
+        let published =
+            publish(&self.stage.channel, &self.stage.name, 0..FRESH_PER_S * FRESH_S, Some(FRESH_PER_S)).await?;
+        let after: i64 = sqlx::query_scalar(retried).fetch_one(&mut *ledger).await?;
+        let per_s = (before - after) as f64 / began.elapsed().as_secs_f64();
+        let ids: Vec<uuid::Uuid> = published.keys().copied().collect();
+        let all = "select count(*) from leads where id = any($1) and state <> 'pending'";
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            let n: i64 = sqlx::query_scalar(all).bind(&ids).fetch_one(&mut *ledger).await?;
+            if usize::try_from(n)? == ids.len() {
+                break;
+            }
+            ensure!(Instant::now() < deadline, "{n} of {} fresh leads were settled", ids.len());
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        let latency = latency_of(ledger, &published).await?;
+        worker.stop().context("the worker")?;
+        println!(
+            "| a fresh lead, with those due ({FRESH_PER_S}/s, API 20 ms), p50 / p99 / most | {:.0} / {:.0} / {:.0} ms |",
+            latency.p50, latency.p99, latency.most
+        );
+        println!("| retries meanwhile | {per_s:.0}/s |");
+        Ok(())
+    }
+
+    fn publish(&self, leads: u64) -> anyhow::Result<()> {
+        let file = std::env::temp_dir().join(format!("{}.jsonl", self.stage.name));
+        let mut out = std::io::BufWriter::new(std::fs::File::create(&file)?);
+        for n in 0..leads {
+            writeln!(
+                out,
+                r#"{{"name":"Ann","lastName":"Number {n}","email":"ann.{n}@example.com","phone":"+15550100","source":"Website","context":"Asked for a quote on the pricing page.","assistantId":61}}"#
+            )?;
+        }
+        out.flush()?;
+        drop(out);
+        let published = self.command(&["publish", &file.display().to_string(), "--queue", &self.stage.name]);
+        std::fs::remove_file(&file)?;
+        let (took, peak) = published?;
+        println!("| `leadpost publish`, {leads} leads | {:.0}/s, {peak:.0} MiB |", leads as f64 / took.as_secs_f64());
+        Ok(())
+    }
+}
