@@ -211,10 +211,10 @@ async fn status(pool: &PgPool, destination: &str) -> Result<Status, sqlx::Error>
                  and next_attempt_at <= now() limit $2) as x) as due, \
              (select count(*) from (select 1 from leads where destination = $1 and state = 'pending' and (lease is null)::int = 1 \
                  and next_attempt_at > now() limit $2) as x) as later, \
-             (select extract(epoch from now() - min(next_attempt_at))::float8 from leads where destination = $1 \
-                 and state = 'pending' and (lease is null)::int = 1 and next_attempt_at <= now()) as oldest_due_s, \
-             (select extract(epoch from min(next_attempt_at) - now())::float8 from leads where destination = $1 \
-                 and state = 'pending' and (lease is null)::int = 1 and next_attempt_at > now()) as next_due_s, \
+             (select extract(epoch from now() - next_attempt_at)::float8 from leads where destination = $1 \
+                 and state = 'pending' and (lease is null)::int = 1 and next_attempt_at <= now() order by next_attempt_at limit 1) as oldest_due_s, \
+             (select extract(epoch from next_attempt_at - now())::float8 from leads where destination = $1 \
+                 and state = 'pending' and (lease is null)::int = 1 and next_attempt_at > now() order by next_attempt_at limit 1) as next_due_s, \
              (select count(*) from leads where destination = $1 and warning is not null) as warnings, \
              (select count(*) from aside where destination = $1) as aside",
     )

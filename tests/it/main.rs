@@ -20,6 +20,7 @@ mod lease;
 mod logins;
 mod outage;
 mod outcomes;
+mod plans;
 mod poison;
 mod poison_headers;
 mod postgres;

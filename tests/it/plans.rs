@@ -1,0 +1,134 @@
+//! What a question to the ledger has to read does not grow with the ledger: rows that are looked at are counted, not seconds.
+
+use std::time::Duration;
+
+use leadpost::lead::LeadId;
+use leadpost::ledger::{Doubts, LeadState, Ledger, Next, OnLock};
+use uuid::Uuid;
+
+use crate::support::World;
+use crate::support::scene::{accept, arrival, leased, settlement};
+
+const DUE: i64 = 15_000;
+const LATER: i64 = 15_000;
+const DELIVERED: i64 = 30_000;
+
+/// A few that are read besides: the entry at which a range ends, one that is dead, and so on.
+const A_FEW: i64 = 10;
+
+/// A ledger of many leads of which nothing was ever counted: Postgres believes that it is small.
+async fn many() -> World {
+    let world = World::new().await;
+    let insert = |columns: &str, values: &str, n: i64| {
+        format!(
+            "insert into leads (id, destination, queue, body, state, {columns}) \
+             select gen_random_uuid(), '{}', 'q', '{{}}', {values} from generate_series(1, {n}) as n",
+            world.settings.destination.name()
+        )
+    };
+    let pending = "next_attempt_at, attempts";
+    sqlx::raw_sql(sqlx::AssertSqlSafe(format!(
+        "alter table leads set (autovacuum_enabled = off); {}; {}; {}",
+        insert(pending, "'pending', now() - interval '1 hour' + n * interval '1 millisecond', 0", DUE),
+        insert(pending, "'pending', now() + interval '1 hour' + n * interval '1 millisecond', 0", LATER),
+        insert("finished_at, attempts", "'delivered', now(), 0", DELIVERED),
+    )))
+    .execute(&world.database.pool)
+    .await
+    .unwrap();
+    world
+}
+
+/// What one question read: entries of the index of pending leads, leads by their ids, and rows of whole tables.
+#[derive(Debug)]
+struct Read {
+    pending: i64,
+    by_id: i64,
+    whole: i64,
+}
+
+/// Asks with connections of its own: what they have read is known when they have ended.
+async fn read_by(world: &World, ask: impl AsyncFnOnce(&Ledger)) -> Read {
+    let counts = async || {
+        let pending = "select idx_tup_read from pg_stat_user_indexes where indexrelname = 'leads_pending'";
+        let by_id = "select idx_tup_read from pg_stat_user_indexes where indexrelname = 'leads_pkey'";
+        let whole = "select sum(seq_tup_read)::bigint from pg_stat_user_tables where relname in ('leads', 'attempts')";
+        (world.number(pending).await, world.number(by_id).await, world.number(whole).await)
+    };
+    let gone = "select count(*) from pg_stat_activity where application_name = 'leadpost asking' and datname = current_database()";
+    let before = counts().await;
+    let ledger = Ledger::new(&world.settings, "asking").unwrap();
+    ask(&ledger).await;
+    ledger.close().await;
+    world.until("its connections have ended", async || world.number(gone).await == 0).await;
+    let after = counts().await;
+    Read { pending: after.0 - before.0, by_id: after.1 - before.1, whole: after.2 - before.2 }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_reads_what_it_claims_and_a_search_for_expired_leases_reads_those() {
+    const CLAIMED: i64 = 20;
+    let world = many().await;
+    let read = read_by(&world, async |ledger| {
+        let lease = (Uuid::new_v4(), Duration::from_secs(1));
+        let claimed = ledger.claim(CLAIMED as usize, lease, Vec::new(), Doubts::Included).await.unwrap();
+        assert_eq!(claimed.len() as i64, CLAIMED);
+    })
+    .await;
+    assert!(read.whole == 0 && (CLAIMED..=CLAIMED + A_FEW).contains(&read.pending), "{read:?}");
+
+    world
+        .until("their lease has run out", async || {
+            let sql = "select count(*) from leads where lease is not null and next_attempt_at < now()";
+            world.number(sql).await == CLAIMED
+        })
+        .await;
+    let read = read_by(&world, async |ledger| {
+        let again = |_: &_| Next::Again { after: Duration::from_secs(3600), code: None, reason: None };
+        assert_eq!(ledger.expire(again).await.unwrap().len() as i64, CLAIMED);
+    })
+    .await;
+    assert!(read.whole == 0 && (CLAIMED..=CLAIMED + A_FEW).contains(&read.pending), "{read:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn to_accept_and_to_settle_reads_the_leads_of_the_batch_by_their_ids() {
+    const BATCH: i64 = 50;
+    let world = many().await;
+    let arrivals: Vec<_> = (0..BATCH).map(|_| arrival(LeadId(Uuid::new_v4()), &World::lead("ann"))).collect();
+    let read = read_by(&world, async |ledger| {
+        let leased = leased(&accept(ledger, &arrivals, Uuid::new_v4()).await);
+        let settlements: Vec<_> = leased.iter().map(|leased| settlement(leased, LeadState::Delivered)).collect();
+        let settled = ledger.settle(settlements.into(), false, OnLock::Wait).await.unwrap();
+        assert_eq!((leased.len() as i64, settled.late.len()), (BATCH, 0));
+    })
+    .await;
+    assert!(read.whole == 0 && read.pending <= A_FEW, "{read:?}");
+    assert!((BATCH..=2 * BATCH + A_FEW).contains(&read.by_id), "{read:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn to_look_at_the_status_or_at_a_lead_reads_a_part_of_the_ledger_that_does_not_grow() {
+    // What is counted of the due ones, of those due later, and of the reasons.
+    const LOOKED_AT: i64 = 10_000 + 10_000 + 1_000;
+    let world = many().await;
+    let read = read_by(&world, async |ledger| {
+        let status = ledger.status().await.unwrap();
+        assert!(status.waiting.due >= 10_000 && status.waiting.later >= 10_000, "{:?}", status.waiting);
+    })
+    .await;
+    assert!(read.whole == 0 && read.pending <= LOOKED_AT + A_FEW, "{read:?}");
+
+    world.execute("update leads set next_attempt_at = now() - interval '1 hour' where state = 'pending' and next_attempt_at > now()").await;
+    let status = world.ledger.status().await.unwrap();
+    assert_eq!((status.waiting.due, status.waiting.later), (DUE + LATER, 0), "the tallies know the rest");
+
+    let id = LeadId(
+        sqlx::query_scalar("select id from leads where state = 'delivered' limit 1")
+            .fetch_one(&world.database.pool)
+            .await
+            .unwrap(),
+    );
+    let read = read_by(&world, async |ledger| assert!(ledger.show(id).await.unwrap().is_some())).await;
+    assert!(read.whole == 0 && read.by_id == 1 && read.pending == 0, "{read:?}");
+}
