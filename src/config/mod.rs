@@ -65,6 +65,8 @@ pub struct Settings {
     pub retry: Retry,
     /// How many leads are sent at a time, how fast, and when none.
     pub flow: Flow,
+    /// For how long the ledger keeps leads that have ended.
+    pub retention: Retention,
     /// Health and metrics.
     pub admin: Admin,
     /// What is logged, and how.
@@ -293,6 +295,27 @@ impl Flow {
         const FOR_EACH_SLOT: usize = 4;
         posts.saturating_mul(FOR_EACH_SLOT).min(self.batch)
     }
+}
+
+/// For how many days the ledger keeps leads that have ended, by state; 0: for ever. A message that comes again after its lead was removed is a new
+/// lead.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Retention {
+    /// Leads that the API took.
+    pub delivered_days: u32,
+    /// Leads that it had already.
+    pub duplicate_days: u32,
+    /// What was no valid lead.
+    pub invalid_days: u32,
+    /// Leads that the API refused for good.
+    pub rejected_days: u32,
+    /// Leads whose attempts or age were used up.
+    pub exhausted_days: u32,
+    /// Leads that may have been posted, and that nobody has decided on.
+    pub uncertain_days: u32,
+    /// Leads that a person stopped.
+    pub cancelled_days: u32,
 }
 
 /// The admin port.
