@@ -54,6 +54,8 @@ pub struct Metrics {
     pub late: Counter,
     /// Leases that ran out.
     pub expired: Counter,
+    /// Old leads that were removed.
+    pub removed: Counter,
     /// Times that the circuit opened.
     pub opened: Counter,
     /// Transactions that failed and were repeated.
@@ -125,6 +127,7 @@ impl Metrics {
             warnings: counter(r, "deliveries_with_warning", "Deliveries that the API may not be working"),
             late: counter(r, "late_settlements", "Settlements whose lease had run out"),
             expired: counter(r, "expired_leases", "Leads whose lease ran out, recorded as uncertain"),
+            removed: counter(r, "removed_leads", "Old leads that this process removed"),
             opened: counter(r, "circuit_openings", "Times that posts were paused"),
             ledger_failures: counter(r, "ledger_failures", "Transactions that failed and were repeated"),
             post_seconds: seconds(r, "post_duration", "From before a post to after its answer"),

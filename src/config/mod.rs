@@ -66,6 +66,8 @@ pub struct Settings {
     pub retry: Retry,
     /// How many leads are sent at a time, how fast, and when none.
     pub flow: Flow,
+    /// For how long the ledger keeps leads that have ended.
+    pub retention: Retention,
     /// Health and metrics.
     pub admin: Admin,
     /// What is logged, and how.
@@ -291,6 +293,27 @@ impl Flow {
         let for_each = (FOR.as_secs_f64() / post_takes.as_secs_f64().max(1e-6)).min(FOR_EACH_SLOT);
         ((posts as f64 * for_each).ceil() as usize).clamp(1, self.batch.max(1))
     }
+}
+
+/// For how many days the ledger keeps leads that have ended, by state; 0: for ever. A message that comes again after its lead was removed is a new
+/// lead.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Retention {
+    /// Leads that the API took.
+    pub delivered_days: u32,
+    /// Leads that it had already.
+    pub duplicate_days: u32,
+    /// What was no valid lead.
+    pub invalid_days: u32,
+    /// Leads that the API refused for good.
+    pub rejected_days: u32,
+    /// Leads whose attempts or age were used up.
+    pub exhausted_days: u32,
+    /// Leads that may have been posted, and that nobody has decided on.
+    pub uncertain_days: u32,
+    /// Leads that a person stopped.
+    pub cancelled_days: u32,
 }
 
 /// The admin port.

@@ -8,10 +8,12 @@ const MINUTE: f64 = 60_000.0;
 const HOUR: f64 = 60.0 * MINUTE;
 const DAY: f64 = 24.0 * HOUR;
 const YEAR: f64 = 366.0 * DAY;
+/// A century.
+const MOST_DAYS: f64 = 36_500.0;
 const MIB: f64 = 1024.0 * 1024.0;
 
 /// Each number's key, its least and its greatest value.
-const RANGES: [(&str, f64, f64); 36] = [
+const RANGES: [(&str, f64, f64); 43] = [
     ("amqp.prefetch", 0.0, 65_535.0),
     // Below 2, healthy brokers look dead.
     ("amqp.heartbeat_s", 2.0, 600.0),
@@ -49,6 +51,13 @@ const RANGES: [(&str, f64, f64); 36] = [
     ("flow.open_after", 1.0, 1_000_000.0),
     ("flow.probe_initial_ms", 10.0, HOUR),
     ("flow.probe_max_ms", 10.0, DAY),
+    ("retention.delivered_days", 0.0, MOST_DAYS),
+    ("retention.duplicate_days", 0.0, MOST_DAYS),
+    ("retention.invalid_days", 0.0, MOST_DAYS),
+    ("retention.rejected_days", 0.0, MOST_DAYS),
+    ("retention.exhausted_days", 0.0, MOST_DAYS),
+    ("retention.uncertain_days", 0.0, MOST_DAYS),
+    ("retention.cancelled_days", 0.0, MOST_DAYS),
     ("shutdown.grace_ms", 100.0, HOUR),
 ];
 

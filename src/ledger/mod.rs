@@ -31,6 +31,7 @@ mod claim;
 mod identity;
 mod model;
 mod pool;
+mod remove;
 mod requeue;
 mod settle;
 mod verify;

@@ -180,6 +180,12 @@ impl Health {
         self.lock().settling_late.is_some_and(|since| since.elapsed() < LATE_AT_MOST)
     }
 
+    /// Whether nothing fails or is late, so that what is not urgent may be done as well.
+    pub(super) fn has_time_to_spare(&self) -> bool {
+        let state = self.lock();
+        state.failing.is_empty() && state.settling_late.is_none()
+    }
+
     /// The intake loop turns.
     pub(super) fn turned(&self) {
         self.lock().turned_at = Instant::now();

@@ -5,7 +5,7 @@
 //!   queue ──> decode, validate, ──────> a task per lead: slot, ──────> attempts and states of
 //!   ledger    accept or claim            token, perhaps ask,            many leads, fenced
 //!   (due)     then acknowledge           post, classify
-//!                                   upkeep: heartbeat, leases that ran out
+//!                                   upkeep: heartbeat, leases that ran out; retention: leads that are old
 //! ```
 //!
 //! # Rules
@@ -21,6 +21,7 @@ mod health;
 mod intake;
 mod orphans;
 mod probe;
+mod retention;
 mod settle;
 mod upkeep;
 mod verdict;
@@ -48,6 +49,7 @@ use crate::metrics::Metrics;
 use dispatch::Dispatch;
 use health::Doing;
 use intake::Intake;
+use retention::Retention;
 use settle::Settler;
 use upkeep::Upkeep;
 use verdict::Policy;
@@ -197,6 +199,17 @@ impl Worker {
             stop: shutdown.drain.clone(),
         };
         loops.spawn(upkeep.run());
+        let kept = retention::kept(&settings.retention);
+        if !kept.is_empty() {
+            let retention = Retention {
+                ledger: ledger.clone(),
+                health: Arc::clone(&health),
+                metrics: Arc::clone(&metrics),
+                kept,
+                stop: shutdown.drain.clone(),
+            };
+            loops.spawn(retention.run());
+        }
         let settler = Settler {
             ledger: ledger.clone(),
             health: Arc::clone(&health),

@@ -33,6 +33,7 @@ mod readme;
 mod reconcile;
 mod refresh;
 mod requeue;
+mod retention;
 mod sabotage;
 mod security;
 mod sessions;
