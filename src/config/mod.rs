@@ -246,7 +246,7 @@ pub struct Flow {
     pub min_concurrency: usize,
     /// How many leads are accepted, or settled, in one transaction at most.
     pub batch: usize,
-    /// Posts per second of all live workers of the destination together; 0: no limit.
+    /// Posts per second of all live workers of the destination together, in equal shares; 0: no limit.
     pub rate_per_s: f64,
     /// How long a lead is leased to a worker for one attempt.
     pub lease_ms: u64,

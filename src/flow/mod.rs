@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!             ┌ window: leads in hand (being posted, and one batch accepted ahead)
-//!   admission ┤ rate:   posts per second, shared by the destination's workers
+//!   admission ┤ rate:   posts per second, shared by the destination's workers: see [`share`]
 //!             ├ hold:   a Retry-After holds the whole destination back
 //!             └ circuit: closed, open, probing
 //!   slots: posts under way, as many as the API can take: see [`limit`]
@@ -12,12 +12,13 @@
 //! - What is needed to send is reserved before a message is taken, so that an accepted lead is sent at once and the backlog stays
 //!   in RabbitMQ, where people watch it.
 //! - A post that is not admitted any more is not made: its lead is handed back, uncharged.
-//! - [`circuit`], [`limit`] and [`rate`] are pure: time enters as an argument.
+//! - [`circuit`], [`limit`], [`rate`] and [`share`] are pure: time enters as an argument.
 
 mod circuit;
 mod limit;
 mod places;
 mod rate;
+mod share;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -29,13 +30,14 @@ use tokio::time::Instant;
 pub use circuit::{Change, CircuitState, Signal};
 pub use limit::{Ended, Load};
 pub use places::{Places, Taken};
+pub use share::{HEARTBEAT, SEEN_WITHIN};
 
 use crate::config::{self, Settings};
 use crate::lead::LeadId;
 use crate::reason::Reason;
 use circuit::Circuit;
 use limit::Limit;
-use rate::Rate;
+use share::Share;
 
 /// What a hold is, in words.
 pub const HELD: &str = "the destination asked to be left alone (Retry-After)";
@@ -61,8 +63,7 @@ pub struct Flow {
 struct Gate {
     circuit: Circuit,
     limit: Limit,
-    rate: Option<Rate>,
-    rate_of_all: f64,
+    share: Option<Share>,
     /// How long a post has taken lately.
     post_takes: Duration,
     hold: Option<(Instant, Reason)>,
@@ -94,7 +95,7 @@ pub struct FlowStatus {
     pub posting: usize,
     /// Posts that may be under way, as far as is known of the API.
     pub concurrency: usize,
-    /// This worker's share of the rate limit, per second; `None` without one.
+    /// This worker's share of the rate limit, per second: 0 before its first heartbeat; `None` without a limit.
     pub rate_per_s: Option<f64>,
 }
 
@@ -114,8 +115,7 @@ impl Flow {
                     Duration::from_millis(flow.probe_max_ms),
                 ),
                 limit,
-                rate: (flow.rate_per_s > 0.0).then(|| Rate::new(flow.rate_per_s, Instant::now())),
-                rate_of_all: flow.rate_per_s,
+                share: (flow.rate_per_s > 0.0).then(|| Share::new(flow.rate_per_s, Instant::now())),
                 post_takes: POST_TAKES,
                 hold: None,
                 unshared: None,
@@ -241,28 +241,33 @@ impl Flow {
         self.news.notified().await;
     }
 
-    /// How many of `wanted` posts the rate admits now; when none, from when one does.
+    /// How many of `wanted` posts the rate admits now; when none, when to ask again.
     pub fn reserve(&self, wanted: usize, now: Instant) -> Result<usize, Instant> {
-        match &mut self.lock().rate {
-            Some(rate) => rate.reserve(wanted, now),
+        match &mut self.lock().share {
+            Some(share) => share.reserve(wanted, now),
             None => Ok(wanted),
         }
     }
 
     /// Gives back what was reserved and not used.
     pub fn give_back(&self, unused: usize) {
-        if let Some(rate) = &mut self.lock().rate {
-            rate.give_back(unused);
+        if let Some(share) = &mut self.lock().share {
+            share.give_back(unused);
         }
     }
 
-    /// Shares the rate limit with so many live workers, this one included.
-    pub fn share_with(&self, workers: u32) {
+    /// Shares the rate limit with so many workers, this one included, as a heartbeat has found that began at `asked_at`.
+    pub fn share_with(&self, workers: u32, asked_at: Instant, now: Instant) {
         let mut gate = self.lock();
-        let share = gate.rate_of_all / f64::from(workers.max(1));
-        if let Some(rate) = &mut gate.rate {
-            rate.set(share);
+        if gate.share.as_mut().is_some_and(|share| share.seen(workers, asked_at, now)) {
+            drop(gate);
+            self.changed.notify_one();
         }
+    }
+
+    /// Whether there is a rate limit, which workers share by their heartbeats.
+    pub fn is_shared(&self) -> bool {
+        self.lock().share.is_some()
     }
 
     /// Waits for a change of the gate.
@@ -280,7 +285,7 @@ impl Flow {
             hold_s,
             posting: self.slots.taken(),
             concurrency: self.slots.size(),
-            rate_per_s: gate.rate.as_ref().map(Rate::per_s),
+            rate_per_s: gate.share.as_ref().map(Share::per_s),
         }
     }
 

@@ -1,10 +1,10 @@
-//! A rate limit: a bucket that fills evenly and holds a tenth of a second's worth.
+//! A rate limit: a bucket that fills evenly and holds one, and a tenth of a second's worth.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// How much may be saved up: what falls due while one batch is being accepted.
+/// How much may be saved up beyond the next one: what falls due while one batch is being accepted, or who waits wakes up late.
 const BURST_S: f64 = 0.1;
 
 /// A token bucket.
@@ -24,15 +24,14 @@ impl Rate {
         self.per_s
     }
 
-    pub(super) fn set(&mut self, per_s: f64) {
+    pub(super) fn set(&mut self, per_s: f64, now: Instant) {
+        self.fill(now);
         self.per_s = per_s;
     }
 
     /// Takes up to `wanted`; when there is none, says from when there is one.
     pub(super) fn reserve(&mut self, wanted: usize, now: Instant) -> Result<usize, Instant> {
-        let passed = now.saturating_duration_since(self.filled_at).as_secs_f64();
-        self.filled_at = now;
-        self.tokens = (self.tokens + passed * self.per_s).min((self.per_s * BURST_S).max(1.0));
+        self.fill(now);
         if self.tokens < 1.0 {
             let missing = (1.0 - self.tokens) / self.per_s;
             return Err(now + Duration::try_from_secs_f64(missing).unwrap_or(Duration::from_secs(3600)));
@@ -44,6 +43,12 @@ impl Rate {
 
     pub(super) fn give_back(&mut self, unused: usize) {
         self.tokens += unused as f64;
+    }
+
+    fn fill(&mut self, now: Instant) {
+        let passed = now.saturating_duration_since(self.filled_at).as_secs_f64();
+        self.filled_at = now;
+        self.tokens = (self.tokens + passed * self.per_s).min(1.0 + self.per_s * BURST_S);
     }
 }
 
@@ -67,7 +72,7 @@ mod tests {
                     Err(at) => prop_assert!(at > now),
                 }
             }
-            let most = per_s * (now - start).as_secs_f64() + (per_s * BURST_S).max(1.0) + 1.0;
+            let most = per_s * (now - start).as_secs_f64() + 1.0 + per_s * BURST_S;
             prop_assert!(taken as f64 <= most, "{taken} > {most}");
         });
     }
@@ -82,5 +87,34 @@ mod tests {
         assert_eq!(rate.reserve(1, at), Ok(1));
         rate.give_back(1);
         assert_eq!(rate.reserve(1, at), Ok(1));
+    }
+
+    #[test]
+    fn who_comes_late_by_less_than_a_tenth_of_a_second_loses_nothing() {
+        for per_s in [0.5, 9.0, 40.0] {
+            let start = Instant::now();
+            let mut now = start;
+            let mut rate = Rate::new(per_s, start);
+            let mut taken = 0;
+            for _ in 0..200 {
+                match rate.reserve(1_000, now) {
+                    Ok(n) => taken += n,
+                    Err(at) => now = at + Duration::from_millis(95),
+                }
+            }
+            let due = per_s * (now - start).as_secs_f64();
+            assert!((due - 5.0..=due + 1.0).contains(&(taken as f64)), "{taken} of {due}");
+        }
+    }
+
+    #[test]
+    fn another_rate_is_one_from_now_on() {
+        let start = Instant::now();
+        let mut rate = Rate::new(10.0, start);
+        assert_eq!(rate.reserve(1, start), Ok(1));
+        let later = start + Duration::from_millis(50);
+        rate.set(1.0, later);
+        let at = rate.reserve(1, later).expect_err("half of one is there");
+        assert_eq!(at - later, Duration::from_millis(500));
     }
 }

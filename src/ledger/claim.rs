@@ -1,5 +1,6 @@
 //! Leads that are due: leased to be posted; and leads whose lease ran out: settled as perhaps posted.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -157,8 +158,12 @@ impl Ledger {
                         let worker: String = row.try_get("leased_by")?;
                         expired.push((worker, of_expired(row, &*decide)?));
                     }
+                    let mut of_each: BTreeMap<&str, Vec<&Settlement>> = BTreeMap::new();
                     for (worker, settlement) in &expired {
-                        write(&mut transaction, Write::of(&[settlement], worker)).await?;
+                        of_each.entry(worker).or_default().push(settlement);
+                    }
+                    for (worker, settlements) in of_each {
+                        write(&mut transaction, Write::of(&settlements, worker)).await?;
                     }
                     if !expired.is_empty() {
                         fault::at(Point::Expiring);

@@ -217,16 +217,16 @@ pub(super) fn violations_sentence(violations: &[Violation]) -> String {
 /// it the index of those that are pending, and with it a look at all of them. The `case` makes of the ids that were settled a table to look into,
 /// not a join.
 ///
-/// Attempts and ends have the time of the clock, not of the transaction, which may have waited long for a lock or a line: their order must
-/// be right.
-const WRITE: &str = "with s as ( \
+/// Attempts and ends have the time of the clock, not of the transaction, which may have waited long for a line, and all of them the same: their
+/// order must be right.
+const WRITE: &str = "with clock as materialized (select clock_timestamp() as at), s as ( \
          select * from unnest($2::uuid[], $3::uuid[], $4::text[], $5::bigint[], $6::int[], $7::int[], $8::text[], $9::text[], \
              $10::text[], $11::text[], $12::text[], $13::text[], $14::text[], $15::text[]) \
              as s (id, lease, state, after_ms, made, charged, code, reason, violations, remote_id, remote_state, \
                  remote_sub_state, next_schedule_time, warning) \
      ), settled as ( \
          update leads l set state = s.state, changed_at = now(), \
-             finished_at = case when s.state <> 'pending' then clock_timestamp() end, \
+             finished_at = case when s.state <> 'pending' then (select at from clock) end, \
              next_attempt_at = case when s.state = 'pending' then now() + s.after_ms * interval '1 millisecond' end, \
              leased_by = null, lease = null, attempts = l.attempts + s.made, charged = l.charged + s.charged, \
              code = s.code, reason = s.reason, violations = s.violations::jsonb, \
@@ -238,7 +238,7 @@ const WRITE: &str = "with s as ( \
      ), written as ( \
          insert into attempts (lead_id, number, lease, worker, started_at, duration_ms, outcome, charged, http_status, code, \
              reason, answer, retry_after_ms, request) \
-         select a.lead_id, a.number, a.lease, $1, clock_timestamp() - a.ago_ms * interval '1 millisecond', a.duration_ms, a.outcome, \
+         select a.lead_id, a.number, a.lease, $1, (select at from clock) - a.ago_ms * interval '1 millisecond', a.duration_ms, a.outcome, \
              a.charged, a.http_status, a.code, a.reason, a.answer, a.retry_after_ms, a.request \
          from unnest($16::uuid[], $17::uuid[], $18::int[], $19::bigint[], $20::int[], $21::text[], $22::bool[], \
              $23::smallint[], $24::text[], $25::text[], $26::bytea[], $27::bigint[], $28::text[]) \

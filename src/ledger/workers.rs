@@ -33,19 +33,24 @@ pub struct WorkerRecord {
 /// What a heartbeat learns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Beat {
-    /// How many workers of the destination live, this one included.
+    /// How many workers of the destination were seen of late, this one included.
     pub workers: u32,
     /// For how long the destination asked to be left alone, whichever worker it told.
     pub hold: Option<Duration>,
 }
 
 impl Ledger {
-    /// Says that this worker lives, and for how long its destination asked to be left alone, if it did; learns both of all
-    /// workers. Proves that the ledger can be written.
+    /// Says that this worker lives, and for how long its destination asked to be left alone, if it did; learns which workers were seen
+    /// `within` this time, and of the holds of all. Proves that the ledger can be written.
     ///
     /// # Errors
     /// That the ledger cannot be written.
-    pub async fn heartbeat(&self, status: serde_json::Value, hold: Option<Duration>) -> Result<Beat, LedgerError> {
+    pub async fn heartbeat(
+        &self,
+        status: serde_json::Value,
+        hold: Option<Duration>,
+        within: Duration,
+    ) -> Result<Beat, LedgerError> {
         let ledger = self.clone();
         self.pool
             .run("write the worker's heartbeat", move |pool| {
@@ -77,17 +82,19 @@ impl Ledger {
                     sqlx::query("delete from workers where seen_at < now() - interval '1 day'")
                         .execute(&mut *transaction)
                         .await?;
+                    transaction.commit().await?;
+                    // After the commit: of two workers that come at a time, one sees the other.
                     let row = sqlx::query(
-                        "select (select count(*) from workers where destination = $1 \
-                                 and seen_at > now() - $2 * interval '1 second') as workers, \
+                        "select (select 1 + count(*) from workers where destination = $1 and id <> $3 \
+                                 and seen_at > now() - $2 * interval '1 millisecond') as workers, \
                              (select extract(epoch from held_until - now())::float8 from destinations \
                                  where name = $1 and held_until > now()) as hold_s",
                     )
                     .bind(&*ledger.destination)
-                    .bind(DEAD_AFTER_S)
-                    .fetch_one(&mut *transaction)
+                    .bind(millis(within))
+                    .bind(&*ledger.worker)
+                    .fetch_one(&pool)
                     .await?;
-                    transaction.commit().await?;
                     let workers: i64 = row.try_get("workers")?;
                     let hold_s: Option<f64> = row.try_get("hold_s")?;
                     Ok(Beat {

@@ -192,7 +192,7 @@ impl Intake {
                 Ok(()) => {
                     self.health.ledger_is_proven();
                     // A hold outlives the worker that was told. Leads flow without it, too.
-                    match self.ledger.heartbeat(status, None).await {
+                    match self.ledger.heartbeat(status, None, flow::SEEN_WITHIN).await {
                         Ok(beat) => {
                             if let Some(hold) = beat.hold {
                                 self.flow.hold(hold, &Reason::new("held", flow::HELD), asked_at);

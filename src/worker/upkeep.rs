@@ -1,8 +1,10 @@
-//! What has to be done now and then: say that we live, and settle leads whose lease ran out.
+//! What has to be done now and then: say that we live, and settle leads whose lease ran out. However long the second takes, it does not
+//! delay the first, by which workers share a rate limit.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -14,13 +16,13 @@ use crate::ledger::{Expired, Ledger};
 use crate::metrics::Metrics;
 use crate::reason::{Reason, chain};
 
-/// Between two turns.
+/// Between two heartbeats without a rate limit, and between two looks for leases that ran out; a tenth more or less.
 const PERIOD: Duration = Duration::from_secs(5);
 
 /// So long after the ledger has come back no lease is taken for run out: those who hold results settle them first.
 const AFTER_OUTAGE: Duration = Duration::from_secs(30);
 
-/// The upkeep loop.
+/// The upkeep loops.
 pub(super) struct Upkeep {
     pub(super) ledger: Ledger,
     pub(super) flow: Arc<Flow>,
@@ -33,10 +35,17 @@ pub(super) struct Upkeep {
 impl Upkeep {
     /// Runs until it is told to stop.
     pub(super) async fn run(self) {
+        let beaten = Notify::new();
+        tokio::join!(self.live(&beaten), self.settle_expired(&beaten));
+    }
+
+    async fn live(&self, beaten: &Notify) {
+        let period = if self.flow.is_shared() { flow::HEARTBEAT } else { PERIOD };
         loop {
-            self.turn().await;
+            self.heartbeat().await;
+            beaten.notify_waiters();
             // Workers that were started together do not stay together.
-            let pause = PERIOD.mul_f64(0.9 + 0.2 * fastrand::f64());
+            let pause = period.mul_f64(0.9 + 0.2 * fastrand::f64());
             tokio::select! {
                 () = self.stop.cancelled() => return,
                 // Other workers, and people who look, are told at once.
@@ -46,15 +55,15 @@ impl Upkeep {
         }
     }
 
-    async fn turn(&self) {
+    async fn heartbeat(&self) {
         let status = serde_json::to_value(self.flow.status(Instant::now())).unwrap_or_default();
         let asked_at = Instant::now();
         let shared = self.flow.hold_to_share(asked_at);
-        match self.ledger.heartbeat(status, shared).await {
+        match self.ledger.heartbeat(status, shared, flow::SEEN_WITHIN).await {
             Ok(beat) => {
                 self.health.ledger_is_up(Doing::Anything);
                 self.flow.hold_is_shared(asked_at + shared.unwrap_or_default());
-                self.flow.share_with(beat.workers);
+                self.flow.share_with(beat.workers, asked_at, Instant::now());
                 // Another worker may have been told.
                 if let Some(hold) = beat.hold {
                     self.flow.hold(hold, &Reason::new("held", flow::HELD), asked_at);
@@ -65,6 +74,25 @@ impl Upkeep {
                 tracing::warn!(error = %chain(&error), "could not write the heartbeat");
             }
         }
+    }
+
+    /// Behind a heartbeat each time: only then is it known whether the ledger was away.
+    async fn settle_expired(&self, beaten: &Notify) {
+        let mut due_at = Instant::now();
+        loop {
+            tokio::select! {
+                () = self.stop.cancelled() => return,
+                // Not one that came while the last turn took its time.
+                () = beaten.notified() => {}
+            }
+            if due_at <= Instant::now() {
+                due_at = Instant::now() + PERIOD.mul_f64(0.9);
+                self.expire().await;
+            }
+        }
+    }
+
+    async fn expire(&self) {
         // After an outage, what is known of posts is settled first: here, and in other workers that were cut off too.
         if self.health.ledger_up_for().is_some_and(|up| up < AFTER_OUTAGE) || self.health.is_settling_late() {
             return;
