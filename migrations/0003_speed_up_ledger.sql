@@ -7,6 +7,9 @@
 -- - Where a million leads were due, the search for leases that ran out went through all of them. Leased leads and others are two ranges of
 --   the same index now.
 
+-- In the order in which workers take them.
+lock table leads, attempts in access exclusive mode;
+
 create or replace function leads_inserted() returns trigger language plpgsql as $$
 begin
     insert into tallies as t (destination, shard, accepted, pending, delivered, duplicate, invalid, rejected, exhausted, uncertain, cancelled)

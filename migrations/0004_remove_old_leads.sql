@@ -9,5 +9,8 @@
 -- - Without the destination, one that keeps its leads would be in the way of all others.
 create index leads_delivered on leads (destination, finished_at) where state = 'delivered';
 
+-- Whether another lead came under the id of one that is old.
+create index leads_conflicts on leads (conflict_of) where conflict_of is not null;
+
 comment on table leads is 'One row for each lead that was taken from the queue, until retention removes it.';
 comment on column tallies.accepted is 'How many leads were ever accepted, less those removed.';

@@ -19,8 +19,8 @@ const RANGES: [(&str, f64, f64); 43] = [
     ("amqp.heartbeat_s", 2.0, 600.0),
     ("amqp.timeout_ms", 100.0, 10.0 * MINUTE),
     ("topology.delivery_limit", 1.0, 1_000_000.0),
-    // The worker needs 4.
-    ("postgres.connections", 4.0, 1_000.0),
+    // The worker does so many things at a time: accept, settle, the heartbeat, expired leases, retention, and one to spare.
+    ("postgres.connections", 6.0, 1_000.0),
     ("postgres.statement_timeout_ms", 100.0, HOUR),
     ("postgres.lock_timeout_ms", 100.0, HOUR),
     ("postgres.connect_timeout_ms", 100.0, 10.0 * MINUTE),

@@ -33,8 +33,12 @@ const INITIAL: f64 = 16.0;
 const USED: f64 = 0.8;
 
 /// An API that says with each refusal for how long it wants to be left alone stops all posts for that long: it is looked beyond the knee so
-/// many times more seldom.
+/// many times more seldom, though not for longer than this.
 const HOLDS_PER_LOOK: u32 = 25;
+const PLATEAU_AT_MOST: Duration = Duration::from_secs(300);
+
+/// One that wants to be left alone for longer than this is away, and not asked for too much.
+const HOLD_FOR_LOAD: Duration = Duration::from_secs(60);
 
 /// So much more than what is refused anyway is a sign, which is that many times as much and this share of all posts.
 const UNUSUAL: f64 = 3.0;
@@ -234,7 +238,10 @@ impl Limit {
         };
         self.refused += (weight - self.refused) / recent;
         // One that stops all posts for a while is a sign by itself: a second one would cost as much.
-        let hold = if let Load::Refused(hold) = load { hold } else { Duration::ZERO };
+        let hold = match load {
+            Load::Refused(hold) if hold <= HOLD_FOR_LOAD => hold,
+            Load::Refused(_) | Load::Taken | Load::Decided | Load::Silent | Load::Unknown => Duration::ZERO,
+        };
         if hold.is_zero() && self.refused <= UNUSUAL * self.refused_usually + NOTABLE {
             let usually = self.refused_usually + (weight - self.refused_usually) / (recent * USUAL);
             self.refused_usually = usually.min(USUAL_AT_MOST);
@@ -244,7 +251,7 @@ impl Limit {
         let knee = (under_way as f64).min(self.limit);
         self.too_much(knee);
         self.level_since = Some(now);
-        self.level_for = PLATEAU_FOR.max(hold * HOLDS_PER_LOOK);
+        self.level_for = PLATEAU_FOR.max(hold * HOLDS_PER_LOOK).min(PLATEAU_AT_MOST);
         self.trial = None;
         self.refused = self.refused_usually;
         self.set(knee * if is_surprise { AFTER_SURPRISE } else { AFTER_REFUSALS }, now);
@@ -320,6 +327,7 @@ impl Limit {
         // It stays there: closer, and answers would take too long again.
         self.too_much(left / PLATEAU);
         self.level_since = Some(now);
+        self.level_for = PLATEAU_FOR;
         self.set(left, now);
     }
 
@@ -476,6 +484,16 @@ mod tests {
             let reached = (run.per_s)(300 * S, 1200 * S) / 1_000.0;
             assert!(reached > 0.9, "{hold:?}: {reached}");
         }
+    }
+
+    #[test]
+    fn an_api_that_is_away_for_long_was_not_asked_for_too_much() {
+        let api = |at: Duration, _| {
+            if at < 2 * S { (Load::Refused(1_800 * S), MS) } else { (Load::Taken, 100 * MS) }
+        };
+        let run = run(1, 1000, 1_900 * S, &api);
+        let (least, _) = run.limits_after(1_850 * S);
+        assert!(least > 900, "{least}");
     }
 
     #[test]

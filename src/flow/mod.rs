@@ -1,7 +1,7 @@
 //! When may a lead be sent? Slots, rate, hold and circuit, asked in one place.
 //!
 //! ```text
-//!             ┌ window: leads in hand (being posted, and one batch accepted ahead)
+//!             ┌ window: leads in hand (being posted, and a tenth of a second's worth accepted ahead)
 //!   admission ┤ rate:   posts per second, shared by the destination's workers: see [`share`]
 //!             ├ hold:   a Retry-After holds the whole destination back
 //!             └ circuit: closed, open, probing

@@ -36,10 +36,17 @@ impl Places {
     /// Who waits no longer loses its turn and nothing else.
     pub async fn take(&self, n: usize) -> Taken {
         let n = u32::try_from(n).unwrap_or(u32::MAX);
-        match Arc::clone(&self.semaphore).acquire_many_owned(n).await {
-            Ok(permit) => Taken { permit, of: self.clone() },
-            // Nobody closes it.
-            Err(_) => std::future::pending().await,
+        loop {
+            let permit = match Arc::clone(&self.semaphore).acquire_many_owned(n).await {
+                Ok(permit) => permit,
+                // Nobody closes it.
+                Err(_) => std::future::pending().await,
+            };
+            let taken = Taken { permit, of: self.clone() };
+            // What somebody held who waited for more was not there to be struck when there came to be fewer; what is taken here is struck now.
+            if self.surplus.load(Ordering::Acquire) == 0 {
+                return taken;
+            }
         }
     }
 

@@ -245,43 +245,4 @@ mod tests {
             prop_assert!(world.workers.is_empty() || (0.95..=1.05).contains(&share), "{share} of the limit");
         });
     }
-
-    #[test]
-    fn trace() {
-        let random = fastrand::Rng::with_seed(0);
-        let mut world = World {
-            start: Instant::now(),
-            now: 0,
-            rows: vec![],
-            workers: vec![],
-            outage_until: 0,
-            random,
-            taken: vec![],
-        };
-        world.happens(&Event::Comes);
-        for (p, e) in [(1, Event::Freezes(0, 3461)), (1021, Event::Comes), (2701, Event::Comes)] {
-            world.pass(p);
-            world.happens(&e);
-        }
-        for _ in 0..700 {
-            let before: Vec<_> =
-                world.workers.iter().map(|w| (w.share.per_s(), w.share.begins_at, w.beating)).collect();
-            let rows = world.rows.clone();
-            world.step();
-            let after: Vec<_> = world.workers.iter().map(|w| (w.share.per_s(), w.share.begins_at, w.beating)).collect();
-            if before != after || rows != world.rows {
-                println!(
-                    "{} rows {:?} {:?} taken {}",
-                    world.now - 20,
-                    world.rows,
-                    world
-                        .workers
-                        .iter()
-                        .map(|w| (w.share.per_s(), (w.share.begins_at - world.start).as_millis(), w.beating))
-                        .collect::<Vec<_>>(),
-                    world.taken.last().unwrap()
-                );
-            }
-        }
-    }
 }

@@ -235,10 +235,10 @@ async fn status(pool: &PgPool, destination: &str) -> Result<Status, sqlx::Error>
     let (leased, mut due, mut later) = (count("leased")?, count("due")?, count("later")?);
     let pending = states.get(&LeadState::Pending).copied().unwrap_or(0);
     // What is left of the pending ones, where all of the other kind were counted.
-    match (due < LOOKED_AT, later < LOOKED_AT) {
-        (false, true) => due = due.max(pending - leased - later),
-        (true, false) => later = later.max(pending - leased - due),
-        (true, true) | (false, false) => {}
+    match (leased < LOOKED_AT, due < LOOKED_AT, later < LOOKED_AT) {
+        (true, false, true) => due = due.max(pending - leased - later),
+        (true, true, false) => later = later.max(pending - leased - due),
+        _ => {}
     }
     Ok(Status {
         destination: destination.to_owned(),

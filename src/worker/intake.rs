@@ -191,7 +191,7 @@ impl Intake {
             match self.ledger.rehearse().await {
                 Ok(()) => {
                     self.health.ledger_is_proven();
-                    // A hold outlives the worker that was told. Leads flow without it, too.
+                    // A hold outlives the worker that was told. Without a rate limit, leads flow without it, too.
                     match self.ledger.heartbeat(status, None, flow::SEEN_WITHIN).await {
                         Ok(beat) => {
                             if let Some(hold) = beat.hold {

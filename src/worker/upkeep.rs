@@ -42,8 +42,9 @@ impl Upkeep {
     async fn live(&self, beaten: &Notify) {
         let period = if self.flow.is_shared() { flow::HEARTBEAT } else { PERIOD };
         loop {
-            self.heartbeat().await;
-            beaten.notify_waiters();
+            if self.heartbeat().await {
+                beaten.notify_waiters();
+            }
             // Workers that were started together do not stay together.
             let pause = period.mul_f64(0.9 + 0.2 * fastrand::f64());
             tokio::select! {
@@ -55,7 +56,8 @@ impl Upkeep {
         }
     }
 
-    async fn heartbeat(&self) {
+    /// Whether it was written.
+    async fn heartbeat(&self) -> bool {
         let status = serde_json::to_value(self.flow.status(Instant::now())).unwrap_or_default();
         let asked_at = Instant::now();
         let shared = self.flow.hold_to_share(asked_at);
@@ -68,15 +70,17 @@ impl Upkeep {
                 if let Some(hold) = beat.hold {
                     self.flow.hold(hold, &Reason::new("held", flow::HELD), asked_at);
                 }
+                true
             }
             Err(error) => {
                 self.health.ledger_is_down(Doing::Anything, &error);
                 tracing::warn!(error = %chain(&error), "could not write the heartbeat");
+                false
             }
         }
     }
 
-    /// Behind a heartbeat each time: only then is it known whether the ledger was away.
+    /// Behind a heartbeat each time that was written: while the ledger is away, this would wait for its end, and be the first then.
     async fn settle_expired(&self, beaten: &Notify) {
         let mut due_at = Instant::now();
         loop {
