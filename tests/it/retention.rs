@@ -226,6 +226,25 @@ async fn a_message_that_comes_again_after_its_lead_was_removed_is_posted_again()
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_lead_stays_as_long_as_another_one_that_came_under_its_id() {
+    let world = World::new().await;
+    let first = old(&world, LeadState::Delivered, 40).await;
+    let other = old(&world, LeadState::Rejected, 35).await;
+    sqlx::query("update leads set conflict_of = $2 where id = $1")
+        .bind(other.0)
+        .bind(first.0)
+        .execute(&world.database.pool)
+        .await
+        .unwrap();
+    assert_eq!(remove_all(&world.ledger, LeadState::Delivered).await, 0, "its id is not free");
+    assert_eq!(there(&world).await, BTreeSet::from([first, other]));
+    assert_eq!(remove_all(&world.ledger, LeadState::Rejected).await, 1);
+    assert_eq!(remove_all(&world.ledger, LeadState::Delivered).await, 1);
+    assert_eq!(leads(&world).await, 0);
+    world.check_books().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn several_workers_remove_each_lead_once() {
     let mut world = World::new().await;
     world.settings.retention.delivered_days = 30;
