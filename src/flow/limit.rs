@@ -121,8 +121,7 @@ pub(super) struct Limit {
     limit: f64,
     /// Where it was too much.
     knee: Option<f64>,
-    /// The most posts under way since it was lowered: what is above that is not tried yet.
-    peak: usize,
+    peak: Peak,
     /// For how long it is kept close to the knee.
     level_for: Duration,
     /// By how much it grows after the next round beyond the knee.
@@ -148,6 +147,27 @@ struct Trial {
     latency: Duration,
     /// The knee that was known before.
     knee: Option<f64>,
+}
+
+/// The most posts under way, in this second and the one before.
+#[derive(Debug)]
+struct Peak {
+    began: Instant,
+    most: usize,
+    before: usize,
+}
+
+impl Peak {
+    fn note(&mut self, under_way: usize, now: Instant) {
+        if now.saturating_duration_since(self.began) >= Duration::from_secs(1) {
+            *self = Self { began: now, most: 0, before: self.most };
+        }
+        self.most = self.most.max(under_way);
+    }
+
+    fn lately(&self) -> usize {
+        self.most.max(self.before)
+    }
 }
 
 /// Posts that ended lately.
@@ -182,7 +202,7 @@ impl Limit {
             ceiling,
             limit: INITIAL.clamp(floor, ceiling),
             knee: None,
-            peak: 0,
+            peak: Peak { began: now, most: 0, before: 0 },
             level_for: PLATEAU_FOR,
             step: LAST_STEP,
             level_since: None,
@@ -210,9 +230,9 @@ impl Limit {
     /// has been lowered since.
     pub(super) fn record(&mut self, ended: Ended, under_way: usize, now: Instant) -> bool {
         let is_of_now = self.lowered_at.is_none_or(|lowered| ended.since >= lowered);
-        self.peak = self.peak.max(under_way);
+        self.peak.note(under_way, now);
         // Where refusals come at once, a limit far above what the API takes is never reached.
-        let reached = (self.peak as f64).max(INITIAL).min(self.limit.floor());
+        let reached = (self.peak.lately() as f64).max(INITIAL).min(self.limit.floor());
         let is_used = under_way as f64 >= USED * reached;
         if ended.load != Load::Unknown && is_of_now && is_used {
             self.weigh(ended.load, under_way, now);
@@ -335,7 +355,6 @@ impl Limit {
         let limit = limit.clamp(self.floor, self.ceiling);
         if limit < self.limit {
             self.lowered_at = Some(now);
-            self.peak = 0;
             self.was_well = false;
             self.round = Round::begin(now);
         }
@@ -373,7 +392,7 @@ mod tests {
     struct Run {
         /// Posts that were answered from the one time to the other, per second.
         per_s: Box<dyn Fn(Duration, Duration) -> f64>,
-        refused: usize,
+        refused: Vec<Duration>,
         limits: Vec<(Duration, usize)>,
     }
 
@@ -394,7 +413,7 @@ mod tests {
         let mut limit = Limit::new(floor, ceiling, start);
         let mut ends: BinaryHeap<Reverse<(Duration, u64, Duration, ByOrder)>> = BinaryHeap::new();
         let (mut now, mut held_until) = (Duration::ZERO, Duration::ZERO);
-        let (mut answered, mut refused, mut limits, mut sent) = (Vec::new(), 0, Vec::new(), 0_u64);
+        let (mut answered, mut refused, mut limits, mut sent) = (Vec::new(), Vec::new(), Vec::new(), 0_u64);
         while now < lasts {
             let next_end = ends.peek().map(|Reverse((end, ..))| *end);
             if ends.len() < limit.posts() && now >= held_until && next_end.is_none_or(|end| end > now) {
@@ -415,10 +434,10 @@ mod tests {
             match load {
                 Load::Taken | Load::Decided => answered.push(now),
                 Load::Refused(hold) => {
-                    refused += 1;
+                    refused.push(now);
                     held_until = held_until.max(now + hold);
                 }
-                Load::Silent | Load::Unknown => refused += 1,
+                Load::Silent | Load::Unknown => refused.push(now),
             }
             limit.record(ended(load, start + began, end - began), under_way, start + now);
             limits.push((now, limit.posts()));
@@ -470,7 +489,8 @@ mod tests {
             let reached = (run.per_s)(from, to) / best;
             assert!(reached > 0.9, "capacity {capacity}, {latency} ms: {reached}");
             let sent = run.limits.len();
-            assert!(run.refused * 50 < sent, "capacity {capacity}, {latency} ms: {} of {sent}", run.refused);
+            let refused = run.refused.len();
+            assert!(refused * 50 < sent, "capacity {capacity}, {latency} ms: {refused} of {sent}");
         }
     }
 
@@ -526,6 +546,10 @@ mod tests {
             let run = run(1, 1000, 150 * S, &api);
             let reached = (run.per_s)(90 * S, 150 * S) / (after as f64 * 10.0);
             assert!(reached > 0.9, "from {before} to {after}: {reached}");
+            let late = |at: &&Duration| **at >= 90 * S;
+            let (refused, sent) =
+                (run.refused.iter().filter(late).count(), run.limits.iter().filter(|(at, _)| *at >= 90 * S).count());
+            assert!(refused * 50 < sent, "from {before} to {after}: {refused} of {sent} are refused");
         }
     }
 
