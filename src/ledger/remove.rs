@@ -7,7 +7,8 @@ use sqlx::AssertSqlSafe;
 use super::model::LeadState;
 use super::{Ledger, LedgerError};
 
-/// A lead whose id another one came under stays as long as that one: with its id free, a message for the other would count as new.
+/// A lead whose id another one came under stays as long as that one: with its id free, a message for the other would count as new. That is asked of
+/// each lead by itself, as a join would have all of them read and sorted first.
 ///
 /// Leads that somebody has locked are left for later. The state stands in the statement, as the indexes are for states: with a parameter, no
 /// plan could use them for any. The array has each lead looked up by its id, whatever the planner believes of the table.
@@ -18,7 +19,7 @@ fn remove(state: LeadState) -> String {
         "delete from leads where id = any(array( \
              select id from leads \
              where destination = $1 and state = '{state}' and finished_at < now() - $2 * interval '1 second' \
-                 and not exists (select 1 from leads other where other.conflict_of = leads.id) \
+                 and (select true from leads other where other.conflict_of = leads.id limit 1) is null \
              order by finished_at limit $3 for update skip locked))"
     )
 }

@@ -162,7 +162,7 @@ fn hurry(world: &mut World, neighbour: Neighbour) {
     settings.retry.max_attempts = 1_000;
     settings.flow.open_after = 2;
     // Many workers share the server.
-    settings.postgres.connections = 4;
+    settings.postgres.connections = 6;
 }
 
 /// Every lead has ended well, and none was taken more often by the API than its attempts have doubts, and once.
