@@ -334,9 +334,6 @@ async fn a_batch_reads_little_more_than_it_removes_however_many_leads_there_are(
     const SIZE: i64 = 100;
     for (state, index) in [(LeadState::Delivered, "leads_delivered"), (LeadState::Rejected, "leads_ended")] {
         let world = World::new().await;
-        // What is dead is looked at again for as long as somebody's snapshot has it, and an analyze by itself is somebody.
-        world.execute("alter table leads set (autovacuum_enabled = off)").await;
-        world.execute("alter table attempts set (autovacuum_enabled = off)").await;
         many_old(&world, LeadState::Delivered, 20_000).await;
         many_old(&world, LeadState::Rejected, 20_000).await;
         let looked_at = ["leads", "leads_pkey", "attempts", "attempts_pkey", index];
@@ -357,7 +354,9 @@ async fn a_batch_reads_little_more_than_it_removes_however_many_leads_there_are(
             world.until("it is counted", async || read(&world, index).await >= was + BATCHES * SIZE).await;
             for (of, before) in looked_at.into_iter().zip(before) {
                 let read = read(&world, of).await - before;
-                assert!(read <= 3 * BATCHES * SIZE, "{state}, round {round}: {read} rows of {of} were read");
+                // A batch goes over what is dead of those before it, for as long as any snapshot may have that.
+                let most = BATCHES * SIZE * (BATCHES + 2) / 2;
+                assert!(read <= most, "{state}, round {round}: {read} rows of {of} were read");
             }
             world.execute("analyze").await;
         }
