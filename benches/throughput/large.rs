@@ -21,6 +21,9 @@ const CHUNK: u64 = 500_000;
 /// One lead in so many is exhausted, to be sent again together.
 const EXHAUSTED: u64 = 10;
 
+/// More at once, and RabbitMQ as scripts/services starts it may be short of memory and block its publishers.
+const PUBLISHED: u64 = 200_000;
+
 /// How often a command is run; its median counts.
 const RUNS: usize = 7;
 
@@ -66,7 +69,7 @@ pub async fn compare(leadpost: &Path, servers: &Servers, args: &Args, leads: u64
         );
         setting.looks(&mut ledger).await?;
         setting.backlog(&mut ledger, leads / EXHAUSTED).await?;
-        setting.publish(leads / EXHAUSTED)
+        setting.publish((leads / EXHAUSTED).min(PUBLISHED))
     };
     let measured = measured.await;
     stage.strike().await?;
