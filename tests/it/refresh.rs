@@ -267,10 +267,11 @@ async fn a_refresh_token_without_an_access_token_is_revoked_too() {
     let world = squadrun(Duration::from_secs(3600)).await;
     let running = world.start().await;
     world.one_more("ann").await;
-    world.sandbox.tune(|tuning| tuning.token_unavailable = Some(503));
+    // One refusal: at the third in a row, the refresh token would be given up.
+    world.sandbox.faults().script([Fault::retry_after(503, 600).on_token()]);
     world.sandbox.faults().rule("bob@", None, answer(403, ""));
     let id = world.publish_any("bob").await;
-    let asked = |pages: &leadpost::sandbox::Pages| pages.counts().token_requests >= 3;
+    let asked = |pages: &leadpost::sandbox::Pages| pages.counts().token_requests >= 2;
     world.sandbox.journal().wait_for(asked, DEADLINE).await.unwrap();
     assert_eq!(world.until_attempts(id, 1).await.state, LeadState::Pending);
     assert_eq!(running.stop().await, Stopped::Cleanly);
