@@ -197,7 +197,8 @@ impl Setting<'_> {
 
     /// So many leads are sent again together; what do fresh ones wait for behind them?
     async fn backlog(&self, ledger: &mut PgConnection, due: u64) -> anyhow::Result<()> {
-        let (took, peak) = self.command(&["requeue", "--state", "exhausted", "--reason", "the API is back"])?;
+        let (took, peak) =
+            self.command(&["requeue", "--state", "exhausted", "--yes", "--reason", "the API is back"])?;
         println!("| `leadpost requeue --state exhausted`, {due} leads | {:.0} s, {peak:.0} MiB |", took.as_secs_f64());
         let queue = ["status", "--set", &format!("amqp.queue={}", self.stage.name)];
         println!("| `leadpost status`, with those due | {:.0} ms |", self.median(&queue)?.as_secs_f64() * 1e3);

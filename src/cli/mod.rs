@@ -5,14 +5,17 @@
 //! - An error says what was tried, what came of it, and what to do.
 //! - Exit codes: [`Exit`].
 
+mod act;
 mod config;
+mod failures;
+mod filter;
 mod healthcheck;
 mod leads;
 mod migrate;
 mod output;
 mod presets;
+mod privacy;
 mod publish;
-mod requeue;
 mod run;
 mod sandbox;
 mod stack;
@@ -32,7 +35,7 @@ use crate::ledger::{Ledger, LedgerError};
 use crate::lifecycle::Shutdown;
 use crate::telemetry;
 use crate::worker::StartError;
-use output::{Output, OutputError, ago, print, print_bytes, print_json, say};
+use output::{Output, OutputError, ago, print, print_bytes, print_json, say, table, who};
 
 /// How a command ended, as its exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,7 +103,13 @@ enum Command {
     Status(status::StatusArgs),
     #[command(subcommand)]
     Leads(leads::LeadsCommand),
-    Requeue(requeue::RequeueArgs),
+    Failures(failures::FailuresArgs),
+    Requeue(act::RequeueArgs),
+    Cancel(act::CancelArgs),
+    Release(act::ReleaseArgs),
+    Erase(privacy::EraseArgs),
+    Export(privacy::ExportArgs),
+    Redact(privacy::RedactArgs),
     Verify(verify::VerifyArgs),
     Migrate(migrate::MigrateArgs),
     #[command(subcommand)]
@@ -172,6 +181,8 @@ impl Cli {
                 Ok(())
             }
             Command::Requeue(args) => args.check(),
+            Command::Cancel(args) => args.check(),
+            Command::Release(args) => args.check(),
             _ => Ok(()),
         }
     }
@@ -183,7 +194,13 @@ impl Cli {
             Command::Publish(args) => publish::run(args, &source).await,
             Command::Status(args) => status::run(args, &source).await,
             Command::Leads(command) => leads::run(command, &source).await,
-            Command::Requeue(args) => requeue::run(args, &source).await,
+            Command::Failures(args) => failures::run(args, &source).await,
+            Command::Requeue(args) => act::requeue(args, &source).await,
+            Command::Cancel(args) => act::cancel(args, &source).await,
+            Command::Release(args) => act::release(args, &source).await,
+            Command::Erase(args) => privacy::erase(args, &source).await,
+            Command::Export(args) => privacy::export(args, &source).await,
+            Command::Redact(args) => privacy::redact(args, &source).await,
             Command::Verify(args) => verify::run(args, &source).await,
             Command::Migrate(args) => migrate::run(args, &source).await,
             Command::Topology(command) => topology::run(command, &source).await,

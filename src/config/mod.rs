@@ -314,6 +314,8 @@ pub struct Retention {
     pub uncertain_days: u32,
     /// Leads that a person stopped.
     pub cancelled_days: u32,
+    /// What the API answered, of leads that are kept.
+    pub answers_days: u32,
 }
 
 /// The admin port.

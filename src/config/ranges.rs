@@ -13,7 +13,7 @@ const MOST_DAYS: f64 = 36_500.0;
 const MIB: f64 = 1024.0 * 1024.0;
 
 /// Each number's key, its least and its greatest value.
-const RANGES: [(&str, f64, f64); 43] = [
+const RANGES: [(&str, f64, f64); 44] = [
     ("amqp.prefetch", 0.0, 65_535.0),
     // Below 2, healthy brokers look dead.
     ("amqp.heartbeat_s", 2.0, 600.0),
@@ -58,6 +58,7 @@ const RANGES: [(&str, f64, f64); 43] = [
     ("retention.exhausted_days", 0.0, MOST_DAYS),
     ("retention.uncertain_days", 0.0, MOST_DAYS),
     ("retention.cancelled_days", 0.0, MOST_DAYS),
+    ("retention.answers_days", 0.0, MOST_DAYS),
     ("shutdown.grace_ms", 100.0, HOUR),
 ];
 

@@ -73,7 +73,7 @@ pub fn identify(queue: &str, message_id: Option<&str>, body: &[u8]) -> LeadId {
 }
 
 /// A name-based UUID (version 5) of three parts. Lengths go in front, so that no two different triples read the same.
-fn derive(kind: &[u8], scope: &[u8], name: &[u8]) -> LeadId {
+pub(super) fn derive(kind: &[u8], scope: &[u8], name: &[u8]) -> LeadId {
     let mut bytes = Vec::with_capacity(kind.len() + scope.len() + name.len() + 16);
     for part in [kind, scope] {
         bytes.extend_from_slice(&(part.len() as u64).to_be_bytes());

@@ -19,6 +19,8 @@ mod body;
 mod decode;
 mod fields;
 mod identity;
+mod keys;
+mod person;
 mod validate;
 
 use std::fmt;
@@ -30,7 +32,9 @@ pub use body::{BodyRules, variables};
 pub use decode::Fields;
 pub use fields::FieldKind;
 pub use identity::{LeadId, identify};
-pub use validate::{LeadRules, Limits};
+pub use keys::{Key, Keys, assistant};
+pub use person::{Person, mask_text};
+pub use validate::{LeadRules, Limits, Read};
 
 /// A lead that passed every check and may be posted.
 #[derive(Clone, PartialEq, Eq)]

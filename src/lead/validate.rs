@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::fields::FieldKind;
-use super::{Body, BodyRules, Code, Fields, Lead, LeadId, Violation};
+use super::{Body, BodyRules, Code, Fields, Keys, Lead, LeadId, Violation};
 use crate::config::{Settings, UnknownFields};
 
 /// RFC 5321, section 4.5.3.1.3: a path has at most 256 octets, and two of them are the angle brackets.
@@ -44,6 +44,21 @@ pub struct LeadRules {
     pub limits: Limits,
     /// What is posted.
     pub body: BodyRules,
+}
+
+/// What a message says.
+#[derive(Debug)]
+pub struct Read {
+    /// What it can be found by, as far as that can be read.
+    pub keys: Keys,
+    /// The lead; or all violations, at least one, in the order of the fields; absent fields last.
+    pub lead: Result<Lead, Vec<Violation>>,
+}
+
+impl From<Vec<Violation>> for Read {
+    fn from(violations: Vec<Violation>) -> Self {
+        Self { keys: Keys::default(), lead: Err(violations) }
+    }
 }
 
 /// What a check of one field found.
@@ -86,7 +101,21 @@ impl LeadRules {
     /// # Errors
     /// All violations of the message, at least one, in the order of its fields; absent fields last.
     pub fn check(&self, id: LeadId, body: &[u8]) -> Result<Lead, Vec<Violation>> {
-        let fields = Fields::decode(body, self.limits.message_bytes).map_err(|violation| vec![violation])?;
+        self.read(id, body).lead
+    }
+
+    /// The same, with what the message can be found by.
+    pub fn read(&self, id: LeadId, body: &[u8]) -> Read {
+        match Fields::decode(body, self.limits.message_bytes) {
+            Ok(fields) => Read {
+                keys: Keys::of(&fields, self.default_assistant_id.as_deref()),
+                lead: self.validate(id, body, &fields),
+            },
+            Err(violation) => vec![violation].into(),
+        }
+    }
+
+    fn validate(&self, id: LeadId, body: &[u8], fields: &Fields<'_>) -> Result<Lead, Vec<Violation>> {
         if fields.len() > self.limits.fields {
             let message = format!("the object has {} fields; at most {} are allowed", fields.len(), self.limits.fields);
             return Err(vec![Violation::of_message(Code::TooManyFields, message)]);
@@ -221,13 +250,18 @@ fn as_received(body: &[u8]) -> Body {
 
 /// The text of a JSON string.
 fn text(json: &str) -> Result<Cow<'_, str>, Found<'_>> {
-    #[derive(Deserialize)]
-    struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
-
     if !json.starts_with('"') {
         return Err(Found::Wrong(Code::WrongType, format!("must be a string, not {}", type_name(json))));
     }
-    serde_json::from_str::<Text<'_>>(json).map(|text| text.0).map_err(|_| not_text())
+    unquoted(json).ok_or_else(not_text)
+}
+
+/// What a JSON string stands for; `None` if it has an escape that stands for no character.
+pub(super) fn unquoted(json: &str) -> Option<Cow<'_, str>> {
+    #[derive(Deserialize)]
+    struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+
+    serde_json::from_str::<Text<'_>>(json).ok().map(|text| text.0)
 }
 
 fn not_text() -> Found<'static> {

@@ -162,15 +162,16 @@ impl Batch<'_> {
         let columns = Columns::of(self, wave);
         let rows = sqlx::query(
             "insert into leads (id, destination, state, body, queue, message_id, conflict_of, \
-                 next_attempt_at, leased_by, lease, finished_at, code, reason, violations) \
+                 next_attempt_at, leased_by, lease, finished_at, code, reason, violations, email_key, assistant_key) \
              select id, $1, state, body, $2, message_id, conflict_of, \
                  case when state = 'pending' then now() + $3 * interval '1 millisecond' end, \
                  case when state = 'pending' and $5::uuid is not null then $4::text end, \
                  case when state = 'pending' then $5::uuid end, \
                  case when state <> 'pending' then now() end, \
-                 code, reason, violations::jsonb \
-             from unnest($6::uuid[], $7::text[], $8::bytea[], $9::text[], $10::uuid[], $11::text[], $12::text[], $13::text[]) \
-                 as t (id, state, body, message_id, conflict_of, code, reason, violations) \
+                 code, reason, violations::jsonb, email_key, assistant_key \
+             from unnest($6::uuid[], $7::text[], $8::bytea[], $9::text[], $10::uuid[], $11::text[], $12::text[], $13::text[], \
+                 $14::bigint[], $15::bigint[]) \
+                 as t (id, state, body, message_id, conflict_of, code, reason, violations, email_key, assistant_key) \
              on conflict (id) do nothing \
              returning id",
         )
@@ -187,6 +188,8 @@ impl Batch<'_> {
         .bind(columns.codes)
         .bind(columns.reasons)
         .bind(columns.violations)
+        .bind(columns.emails)
+        .bind(columns.assistants)
         .fetch_all(connection)
         .await?;
         rows.into_iter().map(|row| row.try_get(0).map(LeadId)).collect()
@@ -274,7 +277,10 @@ impl Batch<'_> {
     ) -> Result<HashMap<LeadId, Known>, sqlx::Error> {
         let ids: Vec<Uuid> = known.iter().map(|entry| entry.id.0).collect();
         let bodies: Vec<&[u8]> = known.iter().map(|entry| &*self.arrival(entry).body).collect();
-        const LOOK_UP: &str = "select l.id, l.state, l.body = t.body, coalesce(l.lease = $3, false), l.destination <> $4, l.attempts, l.replays, \
+        // What a person corrected, or erased, is to its producer what it was.
+        const LOOK_UP: &str = "select l.id, l.state, \
+                 l.body = t.body or exists (select 1 from interventions i where i.lead_id = l.id and i.body_before = sha256(t.body)), \
+                 coalesce(l.lease = $3, false), l.destination <> $4, l.attempts, l.replays, \
                  exists (select 1 from replays r where r.lead_id = l.id \
                      and case when r.body_before is not null then r.body_before = sha256(t.body) else false end), \
                  exists (select 1 from attempts a where a.lead_id = l.id and a.lease = $3) \
@@ -316,8 +322,8 @@ impl Batch<'_> {
         let columns = Columns::of(self, &entries);
         let rows = sqlx::query(
             "with t as ( \
-                 select * from unnest($5::uuid[], $6::text[], $7::bytea[], $8::text[], $9::text[], $10::text[]) \
-                     as t (id, state, body, code, reason, violations) \
+                 select * from unnest($5::uuid[], $6::text[], $7::bytea[], $8::text[], $9::text[], $10::text[], $11::bigint[], $12::bigint[]) \
+                     as t (id, state, body, code, reason, violations, email_key, assistant_key) \
              ), noted as ( \
                  insert into replays (lead_id, replayed_at, from_state, kind, replayed_by, body_before) \
                  select l.id, clock_timestamp(), l.state, 'message', $1, case when l.body <> t.body then sha256(l.body) end \
@@ -329,7 +335,8 @@ impl Batch<'_> {
                  lease = case when t.state = 'pending' then $4::uuid end, \
                  finished_at = case when t.state <> 'pending' then now() end, \
                  charged = 0, suspected = 0, budget_from = now(), replays = l.replays + 1, \
-                 code = t.code, reason = t.reason, violations = t.violations::jsonb, warning = null \
+                 code = t.code, reason = t.reason, violations = t.violations::jsonb, warning = null, \
+                 email_key = t.email_key, assistant_key = t.assistant_key, erased_at = null \
              from t where l.id = t.id \
              returning l.id, l.attempts",
         )
@@ -343,6 +350,8 @@ impl Batch<'_> {
         .bind(columns.codes)
         .bind(columns.reasons)
         .bind(columns.violations)
+        .bind(columns.emails)
+        .bind(columns.assistants)
         .fetch_all(connection)
         .await?;
         let attempts: HashMap<Uuid, i32> =
@@ -374,6 +383,8 @@ struct Columns<'a> {
     codes: Vec<Option<&'static str>>,
     reasons: Vec<Option<String>>,
     violations: Vec<Option<String>>,
+    emails: Vec<Option<i64>>,
+    assistants: Vec<Option<i64>>,
 }
 
 impl<'a> Columns<'a> {
@@ -388,6 +399,8 @@ impl<'a> Columns<'a> {
             codes: Vec::with_capacity(n),
             reasons: Vec::with_capacity(n),
             violations: Vec::with_capacity(n),
+            emails: Vec::with_capacity(n),
+            assistants: Vec::with_capacity(n),
         };
         for entry in wave {
             let arrival = &batch.arrivals[entry.at];
@@ -397,6 +410,8 @@ impl<'a> Columns<'a> {
             columns.bodies.push(&arrival.body);
             columns.message_ids.push(arrival.message_id.as_deref());
             columns.conflicts.push(entry.instead_of.map(|id| id.0));
+            columns.emails.push(arrival.keys.email.map(|email| email.0));
+            columns.assistants.push(arrival.keys.assistant.map(|assistant| assistant.0));
             let (code, reason) = match (state, entry.instead_of) {
                 (LeadState::Pending, _) => (None, None),
                 (LeadState::Invalid, _) => (Some(INVALID_CODE), Some(sentence(arrival))),

@@ -14,7 +14,7 @@ use super::accept::Batch;
 use super::model::{Arrival, OnLock};
 use super::{Ledger, LedgerError};
 use crate::fault::{self, Point};
-use crate::lead::{LeadId, Violation};
+use crate::lead::{Keys, LeadId, Violation};
 
 /// How many are looked at in one transaction.
 const ABSORBED_AT_ONCE: i64 = 100;
@@ -79,14 +79,14 @@ impl Ledger {
             .await
     }
 
-    /// Accepts those of these messages that are not locked any more; they are due then. `check` says what is wrong with the body of a
-    /// lead. Says how many there were.
+    /// Accepts those of these messages that are not locked any more; they are due then. `check` says what a body can be found by, and
+    /// what is wrong with it. Says how many there were.
     ///
     /// # Errors
     /// That nothing was accepted, or that nobody knows.
     pub async fn absorb<C>(&self, places: Arc<[i64]>, check: C) -> Result<usize, LedgerError>
     where
-        C: Fn(LeadId, &[u8]) -> Vec<Violation> + Send + Sync + 'static,
+        C: Fn(LeadId, &[u8]) -> (Keys, Vec<Violation>) + Send + Sync + 'static,
     {
         let ledger = self.clone();
         let check = Arc::new(check);
@@ -134,12 +134,14 @@ impl Ledger {
     }
 }
 
-fn arrival(row: &PgRow, check: &dyn Fn(LeadId, &[u8]) -> Vec<Violation>) -> Result<Arrival, sqlx::Error> {
+fn arrival(row: &PgRow, check: &dyn Fn(LeadId, &[u8]) -> (Keys, Vec<Violation>)) -> Result<Arrival, sqlx::Error> {
     let body: Vec<u8> = row.try_get("body")?;
     let id = LeadId(row.try_get("lead_id")?);
+    let (keys, violations) = check(id, &body);
     Ok(Arrival {
         id,
-        violations: check(id, &body),
+        keys,
+        violations,
         body: Bytes::from(body),
         message_id: row.try_get("message_id")?,
         redelivered: row.try_get("redelivered")?,

@@ -1,17 +1,12 @@
-//! What the ledger knows, for people: counts, and the whole story of a lead. Reads only.
+//! How many leads there are, where they are, and why they wait. Reads only.
 
 use std::collections::BTreeMap;
 
 use serde::Serialize;
-use sqlx::postgres::PgRow;
 use sqlx::{PgPool, Row as _};
-use time::OffsetDateTime;
-use uuid::Uuid;
 
-use super::accept::state;
 use super::model::LeadState;
 use super::{Ledger, LedgerError};
-use crate::lead::{LeadId, Violation};
 
 /// So many leads that are due, and so many that will be, are counted one by one; and of so many the reasons are.
 const LOOKED_AT: i64 = 10_000;
@@ -51,106 +46,6 @@ pub struct Waiting {
     pub reasons: Vec<(String, i64)>,
 }
 
-/// A lead as the ledger has it.
-#[derive(Debug, Clone, Serialize)]
-pub struct LeadRecord {
-    /// Its id.
-    pub id: LeadId,
-    /// Where it goes.
-    pub destination: String,
-    /// Its state.
-    pub state: LeadState,
-    /// Why, as a code.
-    pub code: Option<String>,
-    /// Why, as a sentence.
-    pub reason: Option<String>,
-    /// What is wrong with it.
-    pub violations: Vec<Violation>,
-    /// Why a delivery may not be what it seems.
-    pub warning: Option<String>,
-    /// The queue that it came from.
-    pub queue: String,
-    /// The AMQP `message_id`.
-    pub message_id: Option<String>,
-    /// How many bytes its body has.
-    pub body_bytes: i32,
-    /// The id under which it came, when that was taken.
-    pub conflict_of: Option<Uuid>,
-    /// When it was accepted.
-    #[serde(with = "time::serde::rfc3339")]
-    pub accepted_at: OffsetDateTime,
-    /// When it came to its end.
-    #[serde(with = "time::serde::rfc3339::option")]
-    pub finished_at: Option<OffsetDateTime>,
-    /// When it is due, or its lease ends.
-    #[serde(with = "time::serde::rfc3339::option")]
-    pub next_attempt_at: Option<OffsetDateTime>,
-    /// Who is posting it.
-    pub leased_by: Option<String>,
-    /// How many messages with it arrived.
-    pub received: i32,
-    /// How many attempts were made.
-    pub attempts: i32,
-    /// How many of them count.
-    pub charged: i32,
-    /// How many times it was replayed.
-    pub replays: i32,
-    /// The API's id of it.
-    pub remote_id: Option<String>,
-    /// The API's state of it.
-    pub remote_state: Option<String>,
-    /// The API's sub-state of it.
-    pub remote_sub_state: Option<String>,
-    /// When the API meant to act.
-    pub next_schedule_time: Option<String>,
-    /// What was sent, in order.
-    pub history: Vec<AttemptRecord>,
-    /// When it was sent on its way again, in order.
-    pub replayed: Vec<ReplayRecord>,
-}
-
-/// An attempt as the ledger has it.
-#[derive(Debug, Clone, Serialize)]
-pub struct AttemptRecord {
-    /// Its number.
-    pub number: i32,
-    /// When it began.
-    #[serde(with = "time::serde::rfc3339")]
-    pub started_at: OffsetDateTime,
-    /// How long it took.
-    pub duration_ms: i32,
-    /// What was sent: `post`, or `query` for the question whether an earlier post arrived.
-    pub request: String,
-    /// What it came to.
-    pub outcome: String,
-    /// Whether it counts.
-    pub charged: bool,
-    /// The status of the answer.
-    pub http_status: Option<i16>,
-    /// Why, as a code.
-    pub code: Option<String>,
-    /// Why, as a sentence.
-    pub reason: Option<String>,
-    /// Who made it.
-    pub worker: String,
-}
-
-/// A replay as the ledger has it.
-#[derive(Debug, Clone, Serialize)]
-pub struct ReplayRecord {
-    /// When.
-    #[serde(with = "time::serde::rfc3339")]
-    pub replayed_at: OffsetDateTime,
-    /// From which state.
-    pub from_state: String,
-    /// By message or by requeue.
-    pub kind: String,
-    /// By whom.
-    pub replayed_by: String,
-    /// Why.
-    pub reason: Option<String>,
-}
-
 impl Ledger {
     /// The counts of this destination.
     ///
@@ -162,26 +57,6 @@ impl Ledger {
             .run("read the status", move |pool| {
                 let ledger = ledger.clone();
                 async move { status(&pool, &ledger.destination).await }
-            })
-            .await
-    }
-
-    /// The whole story of a lead, whatever its destination; `None` if there is none with this id.
-    ///
-    /// # Errors
-    /// That the ledger cannot be read.
-    pub async fn show(&self, id: LeadId) -> Result<Option<LeadRecord>, LedgerError> {
-        self.pool.run("read a lead", move |pool| async move { show(&pool, id).await }).await
-    }
-
-    /// The body of a lead as it came.
-    ///
-    /// # Errors
-    /// That the ledger cannot be read.
-    pub async fn body(&self, id: LeadId) -> Result<Option<Vec<u8>>, LedgerError> {
-        self.pool
-            .run("read a lead's body", move |pool| async move {
-                sqlx::query_scalar("select body from leads where id = $1").bind(id.0).fetch_optional(&pool).await
             })
             .await
     }
@@ -257,91 +132,5 @@ async fn status(pool: &PgPool, destination: &str) -> Result<Status, sqlx::Error>
         },
         warnings: waiting.try_get("warnings")?,
         aside: waiting.try_get("aside")?,
-    })
-}
-
-async fn show(pool: &PgPool, id: LeadId) -> Result<Option<LeadRecord>, sqlx::Error> {
-    let row = sqlx::query(
-        "select id, destination, state, code, reason, violations, warning, queue, message_id, length(body) as body_bytes, \
-             conflict_of, accepted_at, finished_at, next_attempt_at, leased_by, received, attempts, charged, replays, \
-             remote_id, remote_state, remote_sub_state, next_schedule_time \
-         from leads where id = $1",
-    )
-    .bind(id.0)
-    .fetch_optional(pool)
-    .await?;
-    let Some(row) = row else { return Ok(None) };
-    let attempts = sqlx::query(
-        "select number, started_at, duration_ms, request, outcome, charged, http_status, code, reason, worker \
-         from attempts where lead_id = $1 order by number",
-    )
-    .bind(id.0)
-    .fetch_all(pool)
-    .await?;
-    let replays = sqlx::query(
-        "select replayed_at, from_state, kind, replayed_by, reason from replays where lead_id = $1 order by id",
-    )
-    .bind(id.0)
-    .fetch_all(pool)
-    .await?;
-    let mut lead = lead(&row)?;
-    lead.history = attempts.iter().map(attempt).collect::<Result<_, _>>()?;
-    lead.replayed = replays.iter().map(replay).collect::<Result<_, _>>()?;
-    Ok(Some(lead))
-}
-
-fn lead(row: &PgRow) -> Result<LeadRecord, sqlx::Error> {
-    let violations: Option<sqlx::types::Json<Vec<Violation>>> = row.try_get("violations")?;
-    Ok(LeadRecord {
-        id: LeadId(row.try_get("id")?),
-        destination: row.try_get("destination")?,
-        state: state(row.try_get("state")?)?,
-        code: row.try_get("code")?,
-        reason: row.try_get("reason")?,
-        violations: violations.map(|violations| violations.0).unwrap_or_default(),
-        warning: row.try_get("warning")?,
-        queue: row.try_get("queue")?,
-        message_id: row.try_get("message_id")?,
-        body_bytes: row.try_get("body_bytes")?,
-        conflict_of: row.try_get("conflict_of")?,
-        accepted_at: row.try_get("accepted_at")?,
-        finished_at: row.try_get("finished_at")?,
-        next_attempt_at: row.try_get("next_attempt_at")?,
-        leased_by: row.try_get("leased_by")?,
-        received: row.try_get("received")?,
-        attempts: row.try_get("attempts")?,
-        charged: row.try_get("charged")?,
-        replays: row.try_get("replays")?,
-        remote_id: row.try_get("remote_id")?,
-        remote_state: row.try_get("remote_state")?,
-        remote_sub_state: row.try_get("remote_sub_state")?,
-        next_schedule_time: row.try_get("next_schedule_time")?,
-        history: Vec::new(),
-        replayed: Vec::new(),
-    })
-}
-
-fn attempt(row: &PgRow) -> Result<AttemptRecord, sqlx::Error> {
-    Ok(AttemptRecord {
-        number: row.try_get("number")?,
-        started_at: row.try_get("started_at")?,
-        duration_ms: row.try_get("duration_ms")?,
-        request: row.try_get("request")?,
-        outcome: row.try_get("outcome")?,
-        charged: row.try_get("charged")?,
-        http_status: row.try_get("http_status")?,
-        code: row.try_get("code")?,
-        reason: row.try_get("reason")?,
-        worker: row.try_get("worker")?,
-    })
-}
-
-fn replay(row: &PgRow) -> Result<ReplayRecord, sqlx::Error> {
-    Ok(ReplayRecord {
-        replayed_at: row.try_get("replayed_at")?,
-        from_state: row.try_get("from_state")?,
-        kind: row.try_get("kind")?,
-        replayed_by: row.try_get("replayed_by")?,
-        reason: row.try_get("reason")?,
     })
 }

@@ -77,7 +77,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::lead::LeadId;
+    use crate::lead::{Keys, LeadId};
 
     fn known(state: LeadState, same_body: bool, ours: bool) -> Known {
         Known {
@@ -99,6 +99,7 @@ mod tests {
             message_id: None,
             redelivered,
             replay,
+            keys: Keys::default(),
             violations: Vec::new(),
         }
     }

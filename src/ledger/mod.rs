@@ -25,15 +25,20 @@
 //! - No transaction is open while anything else than the database is talked to.
 
 mod accept;
+mod act;
 mod aside;
 mod browse;
 mod claim;
+mod edit;
+mod find;
 mod identity;
+mod list;
 mod model;
 mod pool;
+mod privacy;
 mod remove;
-mod requeue;
 mod settle;
+mod story;
 mod verify;
 mod workers;
 
@@ -46,14 +51,19 @@ use sqlx::PgPool;
 use sqlx::migrate::{MigrateError, Migration};
 use sqlx::postgres::PgPoolOptions;
 
-pub use browse::{AttemptRecord, LeadRecord, ReplayRecord, Status, Waiting};
+pub use act::{Act, Action};
+pub use browse::{Status, Waiting};
 pub use claim::Expired;
+pub use edit::{Edit, Edited};
+pub use find::{Filter, Order, Place, When};
+pub use list::{Group, Listed, Page};
 pub use model::{
     Arrival, Attempt, Claimed, Doubts, End, Fate, LeadState, Leased, Next, OnLock, Origin, Receipt, RequestKind,
     Settlement,
 };
-pub use requeue::{Requeue, Requeued, Selection};
+pub use privacy::{Collected, Erased, Subject};
 pub use settle::Settled;
+pub use story::{AttemptRecord, InterventionRecord, LeadRecord, ReplayRecord};
 pub use verify::{Check, Verification};
 pub use workers::{Beat, WorkerRecord};
 

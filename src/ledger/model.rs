@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use crate::lead::{LeadId, Violation};
+use crate::lead::{Keys, LeadId, Violation};
 
 /// The state of a lead. The names are an interface: they are stored, counted and shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -91,6 +91,8 @@ pub struct Arrival {
     pub redelivered: bool,
     /// Whether its producer asks for a replay by header.
     pub replay: bool,
+    /// What it can be found by.
+    pub keys: Keys,
     /// What is wrong with it; empty: it is a valid lead.
     pub violations: Vec<Violation>,
 }

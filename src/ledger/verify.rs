@@ -56,7 +56,8 @@ const INVARIANTS: [Invariant; 11] = [
         holds: "a lead that ended by an answer has that answer as its last attempt, and one that is uncertain an uncertain one",
         broken_by: "select l.id::text from leads l \
              left join attempts a on a.lead_id = l.id and a.number = l.attempts \
-             where l.state = 'delivered' and a.outcome is distinct from 'delivered' and a.outcome is distinct from 'reconciled' \
+             where l.state = 'delivered' and l.code is distinct from 'released' \
+                    and a.outcome is distinct from 'delivered' and a.outcome is distinct from 'reconciled' \
                 or l.state = 'duplicate' and a.outcome is distinct from 'duplicate' \
                 or l.state = 'rejected' and l.code <> 'systemic_own_fault' and a.outcome is distinct from 'rejected' \
                 or l.state = 'uncertain' and l.conflict_of is null and not exists \
@@ -106,7 +107,8 @@ const INVARIANTS: [Invariant; 11] = [
                 'leads_ended_has_time', 'leads_lease_is_whole', 'leads_only_pending_is_leased', 'leads_invalid_has_violations', \
                 'leads_bad_end_has_reason', 'leads_receipt_is_a_success', 'leads_counts', 'attempts_number_begins_at_one', \
                 'attempts_outcome_is_known', 'attempts_unsent_has_no_answer', 'attempts_answered_has_status', \
-                'attempts_failure_has_code', 'attempts_request_is_known', 'attempts_query_changes_nothing', 'replays_kind_is_known']) as expected \
+                'attempts_failure_has_code', 'attempts_request_is_known', 'attempts_query_changes_nothing', 'replays_kind_is_known', \
+                'interventions_kind_is_known', 'interventions_edit_keeps_the_body']) as expected \
              where not exists (select 1 from pg_constraint where conname = expected and convalidated) \
              union all \
              select expected || ' is missing or disabled' \

@@ -13,7 +13,7 @@ use super::health::{Doing, Health};
 use super::settle::AGAIN;
 use crate::broker::{Message, Receipt};
 use crate::fault;
-use crate::lead::{Code, Lead, LeadRules, Violation, identify};
+use crate::lead::{Code, Keys, Lead, LeadRules, Violation, identify};
 use crate::ledger::{Arrival, Fate, Ledger, LedgerError, OnLock, Origin};
 use crate::metrics::Metrics;
 use crate::reason::chain;
@@ -213,8 +213,13 @@ impl Accept {
             return Ok(());
         }
         let rules = Arc::clone(&self.rules);
-        let messages =
-            self.ledger.absorb(places, move |id, body| check(&rules, id, body).err().unwrap_or_default()).await?;
+        let messages = self
+            .ledger
+            .absorb(places, move |id, body| {
+                let read = check(&rules, id, body);
+                (read.keys, read.lead.err().unwrap_or_default())
+            })
+            .await?;
         if messages > 0 {
             tracing::info!(messages, "accepted messages that had been set aside");
         }
@@ -228,7 +233,8 @@ impl Accept {
             self.metrics.max_delivery_count.set(delivered_before);
         }
         let id = identify(&self.queue, message.message_id.as_deref(), &message.body);
-        let (lead, violations) = match check(&self.rules, id, &message.body) {
+        let read = check(&self.rules, id, &message.body);
+        let (lead, violations) = match read.lead {
             Ok(lead) => (Some(lead), Vec::new()),
             Err(violations) => (None, violations),
         };
@@ -241,6 +247,7 @@ impl Accept {
                 .map(|id| id.chars().filter(|c| !c.is_control()).take(MAX_MESSAGE_ID_CHARS).collect()),
             redelivered: message.redelivered,
             replay: message.replay,
+            keys: read.keys,
             violations,
         };
         (arrival, lead)
@@ -294,7 +301,8 @@ fn is_whole(arrival: &Arrival) -> bool {
 /// What is left of a message that cannot be stored: its bytes, and that it is not a lead.
 fn body_alone(arrival: &Arrival) -> Arrival {
     let message = "the ledger could not store the message with its properties; its body is kept";
-    Arrival { message_id: None, violations: vec![Violation::of_message(Code::Unstorable, message)], ..arrival.clone() }
+    let violations = vec![Violation::of_message(Code::Unstorable, message)];
+    Arrival { message_id: None, keys: Keys::default(), violations, ..arrival.clone() }
 }
 
 /// The last receipt of each connection: it acknowledges all before it.

@@ -3,18 +3,18 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::fault::{self, Panic};
-use crate::lead::{Code, Lead, LeadId, LeadRules, Violation};
+use crate::lead::{Code, LeadId, LeadRules, Read, Violation};
 
 /// Checks a message. A check that panics makes it invalid (`worker_panic`) instead of failing its batch; its bytes are kept, so it can be
 /// requeued once the bug is mended.
-pub(super) fn check(rules: &LeadRules, id: LeadId, body: &[u8]) -> Result<Lead, Vec<Violation>> {
+pub(super) fn check(rules: &LeadRules, id: LeadId, body: &[u8]) -> Read {
     let checked = catch_unwind(AssertUnwindSafe(|| {
         fault::panic_on(Panic::OnRead, body);
-        rules.check(id, body)
+        rules.read(id, body)
     }));
     checked.unwrap_or_else(|_| {
         tracing::error!(lead.id = %id, "the check of a message has panicked; this is a bug");
         let text = "leadpost failed while it checked the message: a bug in leadpost, not in the message; requeue it after an upgrade";
-        Err(vec![Violation::of_message(Code::WorkerPanic, text)])
+        vec![Violation::of_message(Code::WorkerPanic, text)].into()
     })
 }

@@ -98,7 +98,7 @@ impl Dispatch {
         }
         let lead = match lead {
             Some(lead) => lead,
-            None => match check(&self.rules, leased.id, &body) {
+            None => match check(&self.rules, leased.id, &body).lead {
                 Ok(lead) => lead,
                 Err(violations) if leased.in_doubt => {
                     return trip.unposted(Next::End(Policy::doubtful(&violations)));

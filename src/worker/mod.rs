@@ -199,13 +199,14 @@ impl Worker {
             stop: shutdown.drain.clone(),
         };
         loops.spawn(upkeep.run());
-        let kept = retention::kept(&settings.retention);
-        if !kept.is_empty() {
+        let (kept, answers) = (retention::kept(&settings.retention), retention::answers(&settings.retention));
+        if !kept.is_empty() || answers.is_some() {
             let retention = Retention {
                 ledger: ledger.clone(),
                 health: Arc::clone(&health),
                 metrics: Arc::clone(&metrics),
                 kept,
+                answers,
                 stop: shutdown.drain.clone(),
             };
             loops.spawn(retention.run());

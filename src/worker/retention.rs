@@ -1,8 +1,9 @@
-//! Retention: leads that were kept for long enough are removed, a few at a time, while the flow goes on.
+//! Retention: leads that were kept for long enough are removed, and old answers redacted, a few at a time, while the flow goes on.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use time::OffsetDateTime;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -34,6 +35,8 @@ pub(super) struct Retention {
     pub(super) metrics: Arc<Metrics>,
     /// The states whose leads are not kept for ever, and for how long they are.
     pub(super) kept: Vec<(LeadState, Duration)>,
+    /// For how long answers are kept, unless that is as long as their leads.
+    pub(super) answers: Option<Duration>,
     pub(super) stop: CancellationToken,
 }
 
@@ -41,9 +44,12 @@ impl Retention {
     /// Runs until it is told to stop.
     pub(super) async fn run(self) {
         let mut pause = SOON;
+        // Answers before that are redacted, or another destination's.
+        let mut redacted_to = None;
         while self.waits(pause.mul_f64(0.9 + 0.2 * fastrand::f64())).await {
             pause = if self.health.has_time_to_spare() {
                 self.round().await;
+                self.redact(&mut redacted_to).await;
                 PERIOD
             } else {
                 SOON
@@ -93,6 +99,36 @@ impl Retention {
         removed
     }
 
+    /// Redacts all answers that are old enough by now.
+    async fn redact(&self, redacted_to: &mut Option<OffsetDateTime>) {
+        let Some(kept_for) = self.answers else { return };
+        let mut redacted = 0;
+        while self.health.has_time_to_spare() {
+            let began = Instant::now();
+            let batch = tokio::select! {
+                () = self.stop.cancelled() => break,
+                batch = self.ledger.redact(kept_for, *redacted_to, BATCH) => batch,
+            };
+            match batch {
+                Ok((n, next)) => {
+                    redacted += n;
+                    let Some(next) = next else { break };
+                    *redacted_to = Some(next);
+                }
+                Err(error) => {
+                    tracing::warn!(error = %chain(&error), "could not redact old answers");
+                    break;
+                }
+            }
+            if !self.waits(began.elapsed() * PAUSE).await {
+                break;
+            }
+        }
+        if redacted > 0 {
+            tracing::info!(attempts = redacted, "redacted old answers");
+        }
+    }
+
     /// Waits; `false`: it was told to stop meanwhile.
     async fn waits(&self, pause: Duration) -> bool {
         tokio::select! {
@@ -101,6 +137,11 @@ impl Retention {
             () = tokio::time::sleep(pause) => true,
         }
     }
+}
+
+/// For how long answers are kept, unless that is as long as their leads.
+pub(super) fn answers(settings: &config::Retention) -> Option<Duration> {
+    (settings.answers_days > 0).then(|| DAY * settings.answers_days)
 }
 
 /// The states whose leads are not kept for ever, and for how long they are.

@@ -477,7 +477,8 @@ async fn an_operator_sees_what_was_refused_and_sends_it_again() {
     let dry = world.leadpost(&["requeue", "--state", "rejected", "--since", "1h", "--dry-run"]).await;
     assert!(dry.code == Some(0) && dry.stderr.contains("1 lead would be sent"), "{dry:?}");
     assert_eq!(world.state(id).await, Some(LeadState::Rejected));
-    let requeued = world.leadpost(&["requeue", "--state", "rejected", "--since", "1h", "--reason", "new plan"]).await;
+    let requeued =
+        world.leadpost(&["requeue", "--state", "rejected", "--since", "1h", "--reason", "new plan", "--yes"]).await;
     assert!(requeued.code == Some(0) && requeued.stderr.contains("1 lead is sent"), "{requeued:?}");
     let lead = world.until_state(id, LeadState::Delivered).await;
     assert_eq!(world.story(id).await, ["rejected 422", "delivered 201"]);
@@ -629,12 +630,22 @@ async fn the_sandbox_serves_as_a_program_what_a_worker_needs() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_help_of_every_command_shows_an_example() {
-    let commands: [&[&str]; 12] = [
+    let commands: [&[&str]; 22] = [
         &["run"],
         &["publish"],
         &["status"],
+        &["leads", "list"],
         &["leads", "show"],
+        &["leads", "export"],
+        &["leads", "count"],
+        &["leads", "edit"],
+        &["failures"],
         &["requeue"],
+        &["cancel"],
+        &["release"],
+        &["erase"],
+        &["export"],
+        &["redact"],
         &["verify"],
         &["migrate"],
         &["topology", "declare"],
@@ -805,9 +816,14 @@ async fn the_body_of_a_lead_is_shown_byte_for_byte() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_command_line_may_not_say_is_refused_before_anything_is_done() {
-    let cases: [(&[&str], i32, &[&str]); 8] = [
+    let cases: [(&[&str], i32, &[&str]); 13] = [
         (&["requeue"], 2, &["<ID", "--state <STATE>"]),
-        (&["requeue", "--since", "2h"], 2, &["not provided:\n  --state <STATE>\n"]),
+        (&["requeue", "--state", "pending"], 2, &["on their way already"]),
+        (&["cancel"], 2, &["which leads?", "--all"]),
+        (&["cancel", "--state", "rejected"], 2, &["only pending leads"]),
+        (&["release", "--as", "again"], 2, &["which leads?"]),
+        (&["release", "--as", "delivered", "--all", "--rate", "5"], 2, &["--as again"]),
+        (&["release", "--as", "again", "--state", "rejected"], 2, &["only uncertain leads"]),
         (&["requeue", "--state", "delivered"], 2, &["--state delivered needs --include-delivered"]),
         (&["requeue", "--state", "rejected", "--state", "duplicate"], 2, &["--include-delivered"]),
         (&["sandbox", "--set", "flow.concurrency=5"], 2, &["--config and --set"]),
@@ -837,7 +853,7 @@ async fn an_admin_port_that_is_taken_and_a_url_that_is_none_end_with_78() {
     assert!(done.code == Some(78) && done.stderr.contains("amqp.url cannot be used"), "{done:?}");
 
     let dry = world.leadpost(&["requeue", "--state", "rejected", "--dry-run", "--output", "json"]).await.json();
-    assert_eq!((&dry["dry_run"], &dry["requeued"]), (&true.into(), &0.into()), "{dry}");
+    assert_eq!((&dry["dry_run"], &dry["done"]), (&true.into(), &0.into()), "{dry}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use leadpost::lead::LeadId;
-use leadpost::ledger::{Doubts, Fate, LeadState, Ledger, LedgerError, Next, OnLock, Requeue, Selection, Settlement};
+use leadpost::ledger::{Act, Action, Doubts, Fate, Filter, LeadState, Ledger, LedgerError, Next, OnLock, Settlement};
 use leadpost::sandbox::Fault as ApiFault;
 use leadpost::worker::Stopped;
 use uuid::Uuid;
@@ -166,20 +166,18 @@ async fn a_requeue_whose_answer_was_lost_is_repeated_without_harm() {
     // The command waits for as long as it takes, so one in silence never ends by itself.
     for loss in [Loss::BeforeIt, Loss::AfterIt] {
         let id = world.put("ann", LeadState::Exhausted).await;
-        let requeue = Requeue {
-            selection: Selection::States(vec![LeadState::Exhausted], None),
-            include_delivered: false,
-            rate_per_s: None,
+        let requeue = Act {
+            action: Action::Requeue { include_delivered: false, rate_per_s: None },
+            filter: Filter::of_states(&[LeadState::Exhausted]),
             by: "test".to_owned(),
             reason: None,
-            dry_run: false,
         };
         let ledger = unlucky(&world, &proxy, loss, REQUEUE);
-        assert_unknown(loss, ledger.requeue(requeue.clone()).await);
+        assert_unknown(loss, ledger.act(requeue.clone(), |_| ()).await);
         let expected = if loss.is_committed() { LeadState::Pending } else { LeadState::Exhausted };
         assert_eq!(world.state(id).await, Some(expected), "{loss:?}");
         for repeated in [false, true] {
-            let requeued = ledger.requeue(requeue.clone()).await.unwrap().requeued;
+            let requeued = ledger.act(requeue.clone(), |_| ()).await.unwrap();
             assert_eq!(requeued, u64::from(!loss.is_committed() && !repeated), "{loss:?}");
         }
         let lead = world.show(id).await;
@@ -193,10 +191,10 @@ async fn the_requeue_command_says_that_the_answer_was_lost_and_may_be_repeated()
     let id = LeadId(Uuid::new_v4());
     put(&world.ledger, id, &World::lead("ann"), LeadState::Exhausted).await;
     proxy.set_times(Up, Fault::lose_answer(&[REQUEUE, "COMMIT"]), 1);
-    let lost = world.leadpost(&["requeue", "--state", "exhausted"]).await;
+    let lost = world.leadpost(&["requeue", "--state", "exhausted", "--yes"]).await;
     assert_eq!(lost.code, Some(69), "{lost:?}");
-    assert!(lost.stderr.contains("could not requeue leads in the ledger"), "{lost:?}");
-    let again = world.leadpost(&["requeue", "--state", "exhausted"]).await;
+    assert!(lost.stderr.contains("could not change leads in the ledger"), "{lost:?}");
+    let again = world.leadpost(&["requeue", "--state", "exhausted", "--yes"]).await;
     assert_eq!((again.code, &*again.stderr), (Some(0), "0 leads are sent on their way again\n"), "{again:?}");
     let named = world.leadpost(&["requeue", &id.to_string()]).await;
     assert!(named.code == Some(0) && named.stderr.contains("is pending anyway"), "{named:?}");

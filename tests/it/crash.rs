@@ -364,7 +364,7 @@ async fn a_requeue_that_dies_has_done_all_or_nothing() {
         for n in 0..5 {
             ids.push(world.put(&format!("lead{n}"), LeadState::Exhausted).await);
         }
-        let arguments = ["requeue", "--state", "exhausted", "--reason", "mended"];
+        let arguments = ["requeue", "--state", "exhausted", "--reason", "mended", "--yes"];
         let faults = format!("crash_at={}", name(point));
         let died = world.leadpost_with(&arguments, &[("LEADPOST_FAULTS", &faults)], b"").await;
         assert_eq!(died.code, None, "{died:?}");

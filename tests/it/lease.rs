@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use leadpost::config::OnUncertain;
 use leadpost::lead::{Code, LeadId, Violation};
-use leadpost::ledger::{Arrival, Doubts, Fate, LeadState, Ledger, OnLock, Requeue, Selection, Settlement};
+use leadpost::ledger::{Act, Action, Arrival, Doubts, Fate, Filter, LeadState, Ledger, OnLock, Settlement};
 use leadpost::sandbox::Fault;
 use leadpost::worker::Stopped;
 use tokio::task::JoinSet;
@@ -515,16 +515,18 @@ async fn tallies_agree_with_the_leads_after_any_sequence_of_writes() {
                 );
             }
             "requeue" => {
-                let states = vec![LeadState::ALL[random.usize(1..8)]];
-                let requeue = Requeue {
-                    selection: Selection::States(states, None),
-                    include_delivered: random.bool(),
-                    rate_per_s: None,
-                    by: "ops".to_owned(),
-                    reason: None,
-                    dry_run: random.u8(0..4) == 0,
+                let action = match random.u8(0..6) {
+                    0 => Action::Cancel,
+                    1 => Action::SettleDelivered,
+                    2 => Action::SendAgain { rate_per_s: None },
+                    _ => Action::Requeue { include_delivered: random.bool(), rate_per_s: None },
                 };
-                ledger.requeue(requeue).await.unwrap();
+                let filter = match action {
+                    Action::Requeue { .. } => Filter::of_states(&[LeadState::ALL[random.usize(1..8)]]),
+                    _ => Filter::default(),
+                };
+                let act = Act { action, filter, by: "ops".to_owned(), reason: None };
+                ledger.act(act, |_| ()).await.unwrap();
             }
             _ => {
                 let id = known[random.usize(0..known.len())];

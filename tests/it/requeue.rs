@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use leadpost::lead::LeadId;
-use leadpost::ledger::{LeadState, Requeue, Requeued, Selection};
+use leadpost::ledger::{Act, Action, Filter, LeadState, Ledger, When};
 use leadpost::sandbox::Fault;
 use uuid::Uuid;
 
@@ -14,27 +14,29 @@ use crate::support::{Message, World};
 const BAD_ENDS: [LeadState; 5] =
     [LeadState::Invalid, LeadState::Rejected, LeadState::Exhausted, LeadState::Uncertain, LeadState::Cancelled];
 
-fn requeue(selection: Selection) -> Requeue {
-    Requeue {
-        selection,
-        include_delivered: false,
-        rate_per_s: None,
+fn requeue(filter: Filter) -> Act {
+    Act {
+        action: Action::Requeue { include_delivered: false, rate_per_s: None },
+        filter,
         by: "ops".to_owned(),
         reason: Some("API was down".to_owned()),
-        dry_run: false,
     }
 }
 
-fn of_ids(ids: &[LeadId]) -> Requeue {
-    requeue(Selection::Ids(ids.to_vec()))
+fn also_delivered(act: Act) -> Act {
+    Act { action: Action::Requeue { include_delivered: true, rate_per_s: None }, ..act }
 }
 
-fn of_states(states: &[LeadState]) -> Requeue {
-    requeue(Selection::States(states.to_vec(), None))
+fn of_ids(ids: &[LeadId]) -> Act {
+    requeue(Filter::of_ids(ids))
 }
 
-fn done(requeued: u64) -> Requeued {
-    Requeued { requeued, unknown: Vec::new(), pending: Vec::new(), delivered: Vec::new() }
+fn of_states(states: &[LeadState]) -> Act {
+    requeue(Filter::of_states(states))
+}
+
+async fn act(ledger: &Ledger, act: Act) -> u64 {
+    ledger.act(act, |_| ()).await.unwrap()
 }
 
 /// One lead in each of these states.
@@ -51,7 +53,7 @@ async fn leads_are_requeued_by_id_from_every_bad_end_and_delivered_with_their_hi
     let world = World::new().await;
     let ids = one_of_each(&world, &BAD_ENDS).await;
     assert_eq!(world.tally().await, BAD_ENDS.map(|state| (state, 1)));
-    assert_eq!(world.ledger.requeue(of_ids(&ids)).await.unwrap(), done(5));
+    assert_eq!(act(&world.ledger, of_ids(&ids)).await, 5);
     assert_eq!(world.tally().await, [(LeadState::Pending, 5)]);
     for id in &ids {
         let lead = world.show(*id).await;
@@ -83,7 +85,7 @@ async fn leads_are_requeued_by_state_and_no_others() {
     let world = World::new().await;
     let ids = one_of_each(&world, &LeadState::ALL).await;
     let chosen = [LeadState::Exhausted, LeadState::Uncertain];
-    assert_eq!(world.ledger.requeue(of_states(&chosen)).await.unwrap(), done(2));
+    assert_eq!(act(&world.ledger, of_states(&chosen)).await, 2);
     for (id, state) in ids.iter().zip(LeadState::ALL) {
         let expected = if chosen.contains(&state) { LeadState::Pending } else { state };
         assert_eq!(world.state(*id).await, Some(expected), "{state}");
@@ -92,7 +94,7 @@ async fn leads_are_requeued_by_state_and_no_others() {
     use LeadState::{Cancelled, Delivered, Duplicate, Invalid, Pending, Rejected};
     let counts = [(Pending, 3), (Delivered, 1), (Duplicate, 1), (Invalid, 1), (Rejected, 1), (Cancelled, 1)];
     assert_eq!(world.tally().await, counts);
-    assert_eq!(world.ledger.requeue(of_states(&chosen)).await.unwrap(), done(0), "repeated, it finds none");
+    assert_eq!(act(&world.ledger, of_states(&chosen)).await, 0, "repeated, it finds none");
     assert_eq!(world.number("select count(*) from replays").await, 2);
 }
 
@@ -103,11 +105,13 @@ async fn since_counts_from_when_a_lead_came_to_its_end() {
     let new = world.put("new", LeadState::Exhausted).await;
     let sql = "update leads set finished_at = now() - interval '3 hours' where id = $1";
     sqlx::query(sql).bind(old.0).execute(&world.database.pool).await.unwrap();
-    let since = |hours: f64| requeue(Selection::States(vec![LeadState::Exhausted], Some(hours * 3600.0)));
-    assert_eq!(world.ledger.requeue(since(2.0)).await.unwrap(), done(1));
+    let since = |hours: f64| {
+        requeue(Filter { since: Some(When::Ago(hours * 3600.0)), ..Filter::of_states(&[LeadState::Exhausted]) })
+    };
+    assert_eq!(act(&world.ledger, since(2.0)).await, 1);
     assert_eq!(world.state(new).await, Some(LeadState::Pending));
     assert_eq!(world.state(old).await, Some(LeadState::Exhausted));
-    assert_eq!(world.ledger.requeue(since(4.0)).await.unwrap(), done(1));
+    assert_eq!(act(&world.ledger, since(4.0)).await, 1);
     assert_eq!(world.tally().await, [(LeadState::Pending, 2)]);
 }
 
@@ -116,13 +120,11 @@ async fn what_the_api_has_is_posted_again_only_when_that_is_asked_for() {
     let world = World::new().await;
     let states = [LeadState::Delivered, LeadState::Duplicate];
     let ids = one_of_each(&world, &states).await;
-    let requeued = world.ledger.requeue(of_ids(&ids)).await.unwrap();
-    assert_eq!(requeued, Requeued { delivered: ids.clone(), ..done(0) });
-    assert_eq!(world.ledger.requeue(of_states(&states)).await.unwrap(), done(0));
+    assert_eq!(act(&world.ledger, of_ids(&ids)).await, 0);
+    assert_eq!(act(&world.ledger, of_states(&states)).await, 0);
     assert_eq!(world.tally().await, states.map(|state| (state, 1)));
 
-    let again = Requeue { include_delivered: true, ..of_ids(&ids) };
-    assert_eq!(world.ledger.requeue(again).await.unwrap(), done(2));
+    assert_eq!(act(&world.ledger, also_delivered(of_ids(&ids))).await, 2);
     let running = world.start().await;
     for (id, first) in ids.iter().zip(["delivered 201", "duplicate 409"]) {
         world.until_state(*id, LeadState::Delivered).await;
@@ -133,7 +135,7 @@ async fn what_the_api_has_is_posted_again_only_when_that_is_asked_for() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn pending_and_unknown_ids_are_named_and_the_others_requeued() {
+async fn pending_and_unknown_ids_are_told_apart_and_the_others_requeued() {
     let world = World::new().await;
     let pending = world.put("pending", LeadState::Pending).await;
     let due = world.due_in(pending).await;
@@ -145,28 +147,24 @@ async fn pending_and_unknown_ids_are_named_and_the_others_requeued() {
     let other = leadpost::ledger::Ledger::new(&settings, "other").unwrap();
     put(&other, theirs, &World::lead("theirs"), LeadState::Rejected).await;
 
-    let requeued = world.ledger.requeue(of_ids(&[pending, rejected, unknown, theirs])).await.unwrap();
-    assert_eq!(requeued.requeued, 1);
-    assert_eq!(requeued.pending, [pending]);
-    let mut unknown_ids = requeued.unknown.clone();
-    unknown_ids.sort_unstable();
-    let mut expected = vec![unknown, theirs];
-    expected.sort_unstable();
-    assert_eq!(unknown_ids, expected);
+    let named = [pending, rejected, unknown, theirs];
+    let states = world.ledger.states_of(&named).await.unwrap();
+    let known = [Some(LeadState::Pending), Some(LeadState::Rejected), None, None];
+    assert_eq!(states, named.into_iter().zip(known).collect::<Vec<_>>());
+    assert_eq!(act(&world.ledger, of_ids(&named)).await, 1);
     assert_eq!(world.state(rejected).await, Some(LeadState::Pending));
     assert_eq!(world.state(theirs).await, Some(LeadState::Rejected));
     assert!(due - world.due_in(pending).await < Duration::from_secs(20), "a pending lead keeps its time");
-    assert_eq!(other.requeue(of_states(&[LeadState::Rejected])).await.unwrap(), done(1));
+    assert_eq!(act(&other, of_states(&[LeadState::Rejected])).await, 1);
     assert_eq!(world.tally().await, [(LeadState::Pending, 2)]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_id_that_is_named_twice_is_requeued_once_and_named_once() {
+async fn an_id_that_is_named_twice_is_requeued_once() {
     let world = World::new().await;
     let rejected = world.put("rejected", LeadState::Rejected).await;
     let unknown = LeadId(Uuid::new_v4());
-    let requeued = world.ledger.requeue(of_ids(&[rejected, unknown, rejected, unknown])).await.unwrap();
-    assert_eq!(requeued, Requeued { unknown: vec![unknown], ..done(1) });
+    assert_eq!(act(&world.ledger, of_ids(&[rejected, unknown, rejected, unknown])).await, 1);
     assert_eq!(world.show(rejected).await.replays, 1);
     assert_eq!(world.tally().await, [(LeadState::Pending, 1)]);
 }
@@ -177,9 +175,11 @@ async fn a_dry_run_says_what_would_be_done_and_changes_nothing() {
     let ids = one_of_each(&world, &BAD_ENDS).await;
     let rows = "select md5(string_agg(l::text, '' order by id)) from leads l";
     let before: String = sqlx::query_scalar(rows).fetch_one(&world.database.pool).await.unwrap();
-    for selection in [of_ids(&ids), of_states(&BAD_ENDS)] {
-        let dry = Requeue { dry_run: true, ..selection };
-        assert_eq!(world.ledger.requeue(dry).await.unwrap(), done(5));
+    let ids: Vec<String> = ids.iter().map(ToString::to_string).collect();
+    let by_ids: Vec<&str> = ["requeue", "--dry-run"].into_iter().chain(ids.iter().map(String::as_str)).collect();
+    for arguments in [&by_ids[..], &["requeue", "--dry-run", "--all"]] {
+        let dry = world.leadpost(arguments).await;
+        assert!(dry.code == Some(0) && dry.stderr.contains("5 leads would be sent on their way again"), "{dry:?}");
     }
     let after: String = sqlx::query_scalar(rows).fetch_one(&world.database.pool).await.unwrap();
     assert_eq!(before, after);
@@ -194,8 +194,9 @@ async fn the_rate_spreads_when_leads_become_due_the_first_that_ended_first() {
     for n in 0..5 {
         ids.push(world.put(&format!("p{n}"), LeadState::Exhausted).await);
     }
-    let paced = Requeue { rate_per_s: Some(0.1), ..of_states(&[LeadState::Exhausted]) };
-    assert_eq!(world.ledger.requeue(paced).await.unwrap(), done(5));
+    let action = Action::Requeue { include_delivered: false, rate_per_s: Some(0.1) };
+    let paced = Act { action, ..of_states(&[LeadState::Exhausted]) };
+    assert_eq!(act(&world.ledger, paced).await, 5);
     let mut from_first: Vec<(f64, Uuid)> = sqlx::query_as(
         "select extract(epoch from next_attempt_at - min(next_attempt_at) over ())::float8, id from leads order by 1",
     )
@@ -232,7 +233,7 @@ async fn a_requeued_lead_has_a_fresh_budget_of_attempts_and_of_age() {
     world
         .execute("update leads set budget_from = now() - interval '1 day', accepted_at = now() - interval '1 day'")
         .await;
-    assert_eq!(world.ledger.requeue(of_ids(&[id])).await.unwrap(), done(1));
+    assert_eq!(act(&world.ledger, of_ids(&[id])).await, 1);
     let lead = world.until_attempts(id, 3).await;
     assert_eq!((lead.state, lead.charged), (LeadState::Pending, 1), "the third attempt does not exhaust it");
     world.pass(Duration::from_secs(60)).await;
@@ -254,7 +255,7 @@ async fn an_invalid_lead_is_saved_by_a_mended_configuration() {
 
     world.settings.lead.default_assistant_id = Some("61".to_owned());
     let running = world.start_named("mended").await;
-    assert_eq!(world.ledger.requeue(of_ids(&[id])).await.unwrap(), done(1));
+    assert_eq!(act(&world.ledger, of_ids(&[id])).await, 1);
     let lead = world.until_state(id, LeadState::Delivered).await;
     assert!(lead.violations.is_empty());
     assert_eq!(world.posts(id), 1);
@@ -274,7 +275,7 @@ async fn a_requeued_lead_that_the_present_rules_refuse_ends_invalid_and_is_not_p
         ids.push(id);
     }
     let running = world.start().await;
-    assert_eq!(world.ledger.requeue(of_ids(&ids)).await.unwrap(), done(4));
+    assert_eq!(act(&world.ledger, of_ids(&ids)).await, 4);
     for (id, body) in ids.iter().zip(bodies) {
         let lead = world.until_state(*id, LeadState::Invalid).await;
         assert!(!lead.violations.is_empty(), "{body}");
@@ -283,7 +284,7 @@ async fn a_requeued_lead_that_the_present_rules_refuse_ends_invalid_and_is_not_p
         assert_eq!((lead.attempts, world.posts(*id)), (1, 0), "{body}");
     }
     // And once more: from invalid to invalid.
-    assert_eq!(world.ledger.requeue(of_ids(&ids)).await.unwrap(), done(4));
+    assert_eq!(act(&world.ledger, of_ids(&ids)).await, 4);
     world.until_count(LeadState::Invalid, 4).await;
     assert_eq!(world.number("select sum(replays)::bigint from leads").await, 8);
     world.finish(running).await;
@@ -300,7 +301,7 @@ async fn requeues_that_cross_each_other_and_a_worker_requeue_each_lead_once() {
     let requeues = (0..6).map(|n| {
         let ledger = world.handle(&format!("ops{n}"));
         let requeue = if n % 2 == 0 { of_states(&BAD_ENDS) } else { of_ids(&ids) };
-        tokio::spawn(async move { ledger.requeue(requeue).await.unwrap().requeued })
+        tokio::spawn(async move { act(&ledger, requeue).await })
     });
     let mut sum = 0;
     for requeue in requeues.collect::<Vec<_>>() {
@@ -326,7 +327,7 @@ async fn a_lead_that_comes_again_as_a_message_while_it_is_requeued_is_replayed_o
     let running = world.start().await;
     let ledger = world.handle("ops");
     let requeue = of_ids(&ids);
-    let requeueing = tokio::spawn(async move { ledger.requeue(requeue).await.unwrap() });
+    let requeueing = tokio::spawn(async move { act(&ledger, requeue).await });
     for (n, id) in ids.iter().enumerate() {
         world.broker.publish(Message::new(*id, &World::lead(&format!("p{n}")))).await;
     }
@@ -348,7 +349,7 @@ async fn a_held_conflict_is_sent_by_a_requeue() {
     let running = world.start().await;
     world.broker.publish(Message::new(id, &body)).await;
     world.until_state(other, LeadState::Uncertain).await;
-    assert_eq!(world.ledger.requeue(of_ids(&[other])).await.unwrap(), done(1));
+    assert_eq!(act(&world.ledger, of_ids(&[other])).await, 1);
     world.until_state(other, LeadState::Delivered).await;
     assert_eq!((world.posts(id), world.posts(other)), (0, 1));
     assert_eq!(world.state(id).await, Some(LeadState::Uncertain));
@@ -363,14 +364,14 @@ async fn tallies_and_books_are_right_after_each_step_of_a_leads_life() {
     let id = world.publish("ann").await;
     world.until_state(id, LeadState::Rejected).await;
     assert_eq!(world.tally().await, [(LeadState::Rejected, 1)]);
-    world.ledger.requeue(of_ids(&[id])).await.unwrap();
+    act(&world.ledger, of_ids(&[id])).await;
     world.until_attempts(id, 2).await;
     assert_eq!(world.tally().await, [(LeadState::Pending, 1)]);
     world.pass(Duration::from_secs(60)).await;
     world.until_state(id, LeadState::Delivered).await;
     assert_eq!(world.tally().await, [(LeadState::Delivered, 1)]);
     world.sandbox.forget_leads();
-    world.ledger.requeue(Requeue { include_delivered: true, ..of_ids(&[id]) }).await.unwrap();
+    act(&world.ledger, also_delivered(of_ids(&[id]))).await;
     world.until_attempts(id, 4).await;
     world.until_state(id, LeadState::Delivered).await;
     assert_eq!(world.tally().await, [(LeadState::Delivered, 1)]);

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use leadpost::config::Retention;
 use leadpost::lead::LeadId;
-use leadpost::ledger::{Doubts, LeadState, Ledger, OnLock, Requeue, Selection};
+use leadpost::ledger::{Act, Action, Doubts, Filter, LeadState, Ledger, OnLock};
 use leadpost::sandbox::Fault;
 use leadpost::worker::Stopped;
 use uuid::Uuid;
@@ -99,20 +99,19 @@ async fn leads_go_with_their_attempts_and_replays_when_they_are_as_old_as_their_
         exhausted_days: 50,
         uncertain_days: 60,
         cancelled_days: 70,
+        answers_days: 0,
     };
     let mut stay = BTreeSet::new();
     for (state, days) in ENDS.into_iter().zip([10, 20, 30, 40, 50, 60, 70]) {
         stay.insert(old(&world, state, days - 1).await);
         let id = world.put("again", state).await;
-        let requeue = Requeue {
-            selection: Selection::Ids(vec![id]),
-            include_delivered: true,
-            rate_per_s: None,
+        let requeue = Act {
+            action: Action::Requeue { include_delivered: true, rate_per_s: None },
+            filter: Filter::of_ids(&[id]),
             by: "ops".to_owned(),
             reason: None,
-            dry_run: false,
         };
-        assert_eq!(world.ledger.requeue(requeue).await.unwrap().requeued, 1);
+        assert_eq!(world.ledger.act(requeue, |_| ()).await.unwrap(), 1);
         let lease = (Uuid::new_v4(), LEASE);
         let claimed = world.ledger.claim(10, lease, Vec::new(), Doubts::Included).await.unwrap();
         let settlements = claimed.iter().map(|claimed| settlement(&claimed.leased, state)).collect();

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use lapin::options::{BasicGetOptions, BasicNackOptions};
 use leadpost::config::Settings;
-use leadpost::lead::{Code, LeadId, Violation};
+use leadpost::lead::{Code, Keys, LeadId, Violation};
 use leadpost::ledger::{Arrival, Attempt, End, Fate, LeadState, Leased, Ledger, Next, OnLock, RequestKind, Settlement};
 use leadpost::lifecycle::Shutdown;
 use leadpost::worker::Worker;
@@ -27,6 +27,7 @@ pub fn arrival(id: LeadId, body: &str) -> Arrival {
         message_id: Some(id.to_string()),
         redelivered: false,
         replay: false,
+        keys: Keys::of_body(body.as_bytes()),
         violations: Vec::new(),
     }
 }

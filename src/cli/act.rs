@@ -1,0 +1,337 @@
+//! `leadpost requeue`, `cancel` and `release`: what a person decides about leads.
+
+use std::io::{BufRead as _, IsTerminal as _};
+use std::sync::Arc;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::filter::FilterArgs;
+use super::{Exit, Output, ledger, print_json, say, who};
+use crate::config::Source;
+use crate::lead::{LeadId, assistant};
+use crate::ledger::{Act, Action, LeadState, Ledger, Order};
+
+/// How many leads a preview shows.
+const SAMPLES: usize = 3;
+
+/// Send leads that have ended on their way again, with a fresh budget of attempts
+///
+/// Their bodies are decoded and validated again, so a mended configuration is enough to save them. Leads that the API took,
+/// or has, are left alone without --include-delivered. By ids it is done at once; by anything else you are asked first, or need
+/// --yes where nobody can be asked. A thousand leads at a time: interrupted, the rest is as it was; repeated, the rest is done. Exit
+/// code 1 if a lead that was named is not there, or was left alone.
+///
+/// Example: leadpost requeue --state exhausted --since 2h --rate 10 --reason 'API was down'
+#[derive(Debug, clap::Args)]
+pub(super) struct RequeueArgs {
+    #[command(flatten)]
+    act: ActArgs,
+
+    /// How many become due per second; without it all at once
+    #[arg(long, value_name = "N", value_parser = rate)]
+    rate: Option<f64>,
+
+    /// Also leads that the API took, or has: they will be posted once more
+    #[arg(long)]
+    include_delivered: bool,
+}
+
+/// Cancel pending leads: they are not posted any more
+///
+/// A lead that is being posted just now is left alone. By ids it is done at once; by anything else you are asked first, or need
+/// --yes. leadpost requeue sends cancelled leads all the same. Exit code 1 if a lead that was named is not there, or was left alone.
+///
+/// Example: leadpost cancel --assistant 61 --reason 'wrong campaign'
+#[derive(Debug, clap::Args)]
+pub(super) struct CancelArgs {
+    #[command(flatten)]
+    act: ActArgs,
+}
+
+/// Decide about uncertain leads, which may have been posted: settle them as delivered, or post them again
+///
+/// Look for them at the API first. By ids it is done at once; by anything else you are asked first, or need --yes. Exit code 1 if a
+/// lead that was named is not there, or was left alone.
+///
+/// Example: leadpost release --as delivered --since 1h --reason 'seen at the API'
+#[derive(Debug, clap::Args)]
+pub(super) struct ReleaseArgs {
+    #[command(flatten)]
+    act: ActArgs,
+
+    /// What they are
+    #[arg(long = "as", value_enum)]
+    verdict: Verdict,
+
+    /// How many become due per second, with --as again; without it all at once
+    #[arg(long, value_name = "N", value_parser = rate)]
+    rate: Option<f64>,
+}
+
+/// What an uncertain lead is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Verdict {
+    /// The API has them
+    Delivered,
+    /// The API does not have them: post them again
+    Again,
+}
+
+/// What all decisions have in common.
+#[derive(Debug, clap::Args)]
+struct ActArgs {
+    #[command(flatten)]
+    filter: FilterArgs,
+
+    /// All of them, where nothing says which leads
+    #[arg(long, conflicts_with = "ids")]
+    all: bool,
+
+    /// Why; kept with your name and the time
+    #[arg(long, value_name = "TEXT")]
+    reason: Option<String>,
+
+    /// Only say how many, and show some
+    #[arg(long)]
+    dry_run: bool,
+
+    /// Do not ask
+    #[arg(long, short)]
+    yes: bool,
+
+    /// How to print the result
+    #[arg(long, value_enum, default_value = "text")]
+    output: Output,
+}
+
+/// What a decision came to, for scripts.
+#[derive(serde::Serialize)]
+struct Report {
+    dry_run: bool,
+    /// How many leads it was done to, or would be.
+    done: u64,
+    /// Named leads that there are none of in this destination.
+    unknown: Vec<LeadId>,
+    /// Named leads that were left alone, by the state that they are in.
+    left_alone: Vec<LeftAlone>,
+}
+
+#[derive(serde::Serialize)]
+struct LeftAlone {
+    id: LeadId,
+    state: LeadState,
+}
+
+/// How a decision is talked of.
+struct Words {
+    command: &'static str,
+    /// `3 leads` …
+    done: &'static str,
+    would_be: &'static str,
+}
+
+impl ActArgs {
+    fn check(&self, command: &str) -> Result<(), String> {
+        if self.filter.is_empty() && !self.all {
+            return Err(format!(
+                "which leads? Name them by <ID>, or say which by --state <STATE> and the like, or --all; \
+                 leadpost {command} --help says more"
+            ));
+        }
+        Ok(())
+    }
+}
+
+impl RequeueArgs {
+    /// What the arguments may not say together.
+    pub(super) fn check(&self) -> Result<(), String> {
+        self.act.check("requeue")?;
+        let taken = [LeadState::Delivered, LeadState::Duplicate];
+        match self.act.filter.state.iter().find(|state| taken.contains(state)) {
+            Some(state) if !self.include_delivered => Err(format!(
+                "--state {state} needs --include-delivered: the API has these leads, and they would be posted once more"
+            )),
+            _ if self.act.filter.state.contains(&LeadState::Pending) => {
+                Err("pending leads are on their way already".to_owned())
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl CancelArgs {
+    /// What the arguments may not say together.
+    pub(super) fn check(&self) -> Result<(), String> {
+        self.act.check("cancel")?;
+        match self.act.filter.state.iter().find(|state| **state != LeadState::Pending) {
+            Some(state) => Err(format!("only pending leads can be cancelled; those that are {state} have ended")),
+            None => Ok(()),
+        }
+    }
+}
+
+impl ReleaseArgs {
+    /// What the arguments may not say together.
+    pub(super) fn check(&self) -> Result<(), String> {
+        self.act.check("release")?;
+        match self.act.filter.state.iter().find(|state| **state != LeadState::Uncertain) {
+            Some(state) => Err(format!("only uncertain leads can be released, not those that are {state}")),
+            None if self.rate.is_some() && self.verdict == Verdict::Delivered => {
+                Err("--rate goes with --as again: what is settled as delivered is not posted".to_owned())
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+pub(super) async fn requeue(args: RequeueArgs, source: &Source) -> anyhow::Result<Exit> {
+    let action = Action::Requeue { include_delivered: args.include_delivered, rate_per_s: args.rate };
+    let words =
+        Words { command: "requeue", done: "sent on their way again", would_be: "would be sent on their way again" };
+    run(args.act, action, &words, source).await
+}
+
+pub(super) async fn cancel(args: CancelArgs, source: &Source) -> anyhow::Result<Exit> {
+    let words = Words { command: "cancel", done: "cancelled", would_be: "would be cancelled" };
+    run(args.act, Action::Cancel, &words, source).await
+}
+
+pub(super) async fn release(args: ReleaseArgs, source: &Source) -> anyhow::Result<Exit> {
+    let (action, words) = match args.verdict {
+        Verdict::Delivered => (
+            Action::SettleDelivered,
+            Words { command: "release", done: "settled as delivered", would_be: "would be settled as delivered" },
+        ),
+        Verdict::Again => (
+            Action::SendAgain { rate_per_s: args.rate },
+            Words { command: "release", done: "sent on their way again", would_be: "would be sent on their way again" },
+        ),
+    };
+    run(args.act, action, &words, source).await
+}
+
+async fn run(args: ActArgs, action: Action, words: &Words, source: &Source) -> anyhow::Result<Exit> {
+    let ledger = ledger(&source.read()?, words.command)?;
+    ledger.check_schema().await?;
+    let (is_named, dry_run, output) = (args.filter.only_ids(), args.dry_run, args.output);
+    let act = Act { action, filter: args.filter.filter(), by: who(), reason: args.reason };
+    let named = named(&ledger, &args.filter.ids, action).await?;
+    let matching = ledger.count(Arc::new(act.chosen())).await?;
+    // Who wants a lead sent again has what they want where it is pending.
+    let is_as_wanted = |left: &LeftAlone| {
+        matches!(
+            (left.state, action),
+            (LeadState::Pending, Action::Requeue { .. }) | (LeadState::Cancelled, Action::Cancel)
+        )
+    };
+    let is_fine = named.unknown.is_empty() && named.left_alone.iter().all(is_as_wanted);
+
+    if matching > 0 && !is_named && output == Output::Text {
+        preview(&ledger, &act, matching, words).await?;
+    }
+    let done = if dry_run || matching == 0 {
+        matching
+    } else {
+        if !is_named && !args.yes && !is_confirmed(matching, words)? {
+            say("nothing was done");
+            return Ok(Exit::No);
+        }
+        let bar = progress(matching);
+        let result = ledger.act(act, |done| bar.set_position(done)).await;
+        bar.finish_and_clear();
+        result?
+    };
+    let report = Report { dry_run, done, ..named };
+    if output == Output::Json {
+        print_json(&report)?;
+    } else {
+        say(&sentence(done, dry_run, words));
+        for id in &report.unknown {
+            say(&format!("  {id} is not in the ledger of this destination"));
+        }
+        for left in &report.left_alone {
+            say(&format!("  {} {}", left.id, why_not(left.state, action)));
+        }
+    }
+    Ok(if is_fine { Exit::Done } else { Exit::No })
+}
+
+/// Which of the named leads it cannot be done to.
+async fn named(ledger: &Ledger, ids: &[LeadId], action: Action) -> anyhow::Result<Report> {
+    let mut report = Report { dry_run: false, done: 0, unknown: Vec::new(), left_alone: Vec::new() };
+    if ids.is_empty() {
+        return Ok(report);
+    }
+    let mut ids = ids.to_vec();
+    let mut seen = std::collections::HashSet::new();
+    ids.retain(|id| seen.insert(*id));
+    for (id, state) in ledger.states_of(&ids).await? {
+        match state {
+            None => report.unknown.push(id),
+            Some(state) if !action.takes().contains(&state) => report.left_alone.push(LeftAlone { id, state }),
+            Some(_) => {}
+        }
+    }
+    Ok(report)
+}
+
+fn why_not(state: LeadState, action: Action) -> String {
+    match (state, action) {
+        (LeadState::Pending, Action::Requeue { .. }) => "is pending anyway".to_owned(),
+        (LeadState::Delivered | LeadState::Duplicate, Action::Requeue { .. }) => {
+            "was taken by the API, or is there already; --include-delivered posts it once more".to_owned()
+        }
+        (state, Action::Cancel) => format!("has ended already: it is {state}"),
+        (state, _) => format!("is not uncertain: it is {state}"),
+    }
+}
+
+async fn preview(ledger: &Ledger, act: &Act, matching: u64, words: &Words) -> anyhow::Result<()> {
+    say(&format!("{} {}, such as:", leads(matching), words.would_be));
+    let page = ledger.list(Arc::new(act.chosen()), Order::OldestFirst, None, SAMPLES).await?;
+    for listed in &page.leads {
+        let why = listed.lead.code.as_deref().unwrap_or("no attempt yet");
+        let assistant = assistant(&listed.body).map(|id| format!("   assistant {id}")).unwrap_or_default();
+        say(&format!("  {}   {}   {why}{assistant}", listed.lead.id, listed.lead.state));
+    }
+    Ok(())
+}
+
+/// Asks, where there is somebody to ask.
+fn is_confirmed(matching: u64, words: &Words) -> anyhow::Result<bool> {
+    if !std::io::stdin().is_terminal() {
+        anyhow::bail!("{} {}; say --yes to do it, as nobody can be asked here", leads(matching), words.would_be);
+    }
+    say("Go on? [y/N]");
+    let mut answer = String::new();
+    std::io::stdin().lock().read_line(&mut answer)?;
+    Ok(["y", "yes"].contains(&answer.trim().to_lowercase().as_str()))
+}
+
+/// Seen on a terminal only.
+fn progress(matching: u64) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(Some(matching), ProgressDrawTarget::stderr());
+    if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos} of {len} leads, {per_sec}, {eta} left") {
+        bar.set_style(style);
+    }
+    bar
+}
+
+fn sentence(done: u64, dry_run: bool, words: &Words) -> String {
+    match (done, dry_run) {
+        (n, true) => format!("{} {}", leads(n), words.would_be),
+        (1, false) => format!("1 lead is {}", words.done.replace("their", "its")),
+        (n, false) => format!("{n} leads are {}", words.done),
+    }
+}
+
+fn leads(n: u64) -> String {
+    if n == 1 { "1 lead".to_owned() } else { format!("{n} leads") }
+}
+
+fn rate(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(rate) if rate > 0.0 && rate.is_finite() => Ok(rate),
+        _ => Err("write a number above 0".to_owned()),
+    }
+}

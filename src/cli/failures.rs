@@ -1,0 +1,117 @@
+//! `leadpost failures`: what goes wrong, in groups.
+
+use std::sync::Arc;
+
+use time::OffsetDateTime;
+
+use super::filter::FilterArgs;
+use super::{Exit, Output, ago, ledger, print, print_json, say};
+use crate::config::Source;
+use crate::ledger::{Group, LeadState};
+
+/// Show why leads ended badly, or wait after a failure: groups by state, code, status and reason, the largest first
+///
+/// Each with how many leads, when the first and the last came to it, one of them, and the command that acts on the group. In
+/// reasons, <email>, <id>, # and "…" stand for what differs from lead to lead. Of each state, the newest 100,000 leads are looked at.
+///
+/// Example: leadpost failures --since 24h
+#[derive(Debug, clap::Args)]
+pub(super) struct FailuresArgs {
+    #[command(flatten)]
+    filter: FilterArgs,
+
+    /// At most so many groups
+    #[arg(long, value_name = "N", default_value = "20")]
+    limit: usize,
+
+    /// How to print them
+    #[arg(long, value_enum, default_value = "text")]
+    output: Output,
+}
+
+/// A group, and what can be done about it.
+#[derive(serde::Serialize)]
+struct Failure<'a> {
+    #[serde(flatten)]
+    group: &'a Group,
+    command: String,
+}
+
+pub(super) async fn run(args: FailuresArgs, source: &Source) -> anyhow::Result<Exit> {
+    let ledger = ledger(&source.read()?, "failures")?;
+    ledger.check_schema().await?;
+    let groups = ledger.failures(Arc::new(args.filter.filter())).await?;
+    let failures: Vec<Failure<'_>> =
+        groups.iter().take(args.limit).map(|group| Failure { group, command: command(group) }).collect();
+    if args.output == Output::Json {
+        print_json(&failures)?;
+        return Ok(Exit::Done);
+    }
+    if groups.is_empty() {
+        say("no lead that matches has ended badly, or waits after a failure");
+    }
+    let now = OffsetDateTime::now_utc();
+    let since = |at: OffsetDateTime| ago((now - at).as_seconds_f64());
+    for Failure { group, command } in &failures {
+        let code = group.code.as_deref().unwrap_or("-");
+        let status = group.http_status.map(|status| format!("   HTTP {status}")).unwrap_or_default();
+        print(&format!("{:>7}  {}   {code}{status}", group.leads, group.state))?;
+        if !group.reason.is_empty() {
+            print(&format!("         {}", group.reason))?;
+        }
+        print(&format!(
+            "         first {} ago, last {} ago, such as {}",
+            since(group.first),
+            since(group.last),
+            group.sample
+        ))?;
+        print(&format!("         {command}"))?;
+    }
+    if groups.len() > failures.len() {
+        say(&format!("and {} groups more; --limit shows them", groups.len() - failures.len()));
+    }
+    Ok(Exit::Done)
+}
+
+/// What acts on this group and no other.
+fn command(group: &Group) -> String {
+    let does = match group.state {
+        LeadState::Pending => "leadpost leads list",
+        LeadState::Uncertain => "leadpost release --as again",
+        LeadState::Duplicate => "leadpost requeue --include-delivered",
+        _ => "leadpost requeue",
+    };
+    let mut command = format!("{does} --state {}", group.state);
+    if let Some(code) = &group.code {
+        command.push_str(&format!(" --code {}", quoted(code)));
+    }
+    if let Some(status) = group.http_status {
+        command.push_str(&format!(" --status {status}"));
+    }
+    if !group.reason.is_empty() {
+        command.push_str(&format!(" --because {}", quoted(&group.reason)));
+    }
+    command
+}
+
+/// As a shell reads it.
+fn quoted(text: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "_-.:/,".contains(c);
+    if !text.is_empty() && text.chars().all(is_plain) {
+        text.to_owned()
+    } else {
+        format!("'{}'", text.replace('\'', r"'\''"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shell_reads_what_was_meant() {
+        assert_eq!(quoted("http_422"), "http_422");
+        assert_eq!(quoted("it's \"…\" $HOME"), r#"'it'\''s "…" $HOME'"#);
+        assert_eq!(quoted(""), "''");
+    }
+}

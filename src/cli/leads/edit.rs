@@ -1,0 +1,150 @@
+//! `leadpost leads edit`: a lead's body, corrected.
+
+use std::io::{IsTerminal as _, Read as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, bail};
+
+use super::super::{Exit, Output, print_json, say, who};
+use crate::config::Source;
+use crate::lead::{LeadId, LeadRules};
+use crate::ledger::{Edit, Edited, LeadState, Ledger};
+
+/// Correct a lead's body in $EDITOR, and send it on its way again
+///
+/// The new body has to be a valid lead; the former one is kept, and both are on record. A redelivery of the original message changes
+/// nothing any more. To see the body is put on record as well.
+///
+/// Example: leadpost leads edit 3f8a1c1e-5b3f-4a36-9d53-0b7c6f0f2a10 --reason 'no @ in the address'
+#[derive(Debug, clap::Args)]
+pub(in crate::cli) struct EditArgs {
+    /// The lead's id
+    #[arg(value_name = "ID")]
+    id: LeadId,
+
+    /// Take the new body from this file, or from stdin with -, instead of opening an editor
+    #[arg(long, value_name = "FILE")]
+    from: Option<PathBuf>,
+
+    /// Also when the API took it, or has it: it will be posted once more
+    #[arg(long)]
+    include_delivered: bool,
+
+    /// Why; kept with your name and the time
+    #[arg(long, value_name = "TEXT")]
+    reason: Option<String>,
+
+    /// How to print the result
+    #[arg(long, value_enum, default_value = "text")]
+    output: Output,
+}
+
+pub(super) async fn run(args: EditArgs, source: &Source, ledger: &Ledger) -> anyhow::Result<Exit> {
+    let rules = LeadRules::of(&source.read()?).map_err(anyhow::Error::msg)?;
+    let (Some(lead), Some(before)) = (ledger.show(args.id).await?, ledger.body(args.id).await?) else {
+        say(&format!("there is no lead {} in the ledger; is its message still in the queue?", args.id));
+        return Ok(Exit::No);
+    };
+    if lead.erased_at.is_some() {
+        bail!("what was personal of this lead was erased: there is no body to correct");
+    }
+    if matches!(lead.state, LeadState::Delivered | LeadState::Duplicate) && !args.include_delivered {
+        bail!("the API has this lead ({}); with --include-delivered it is posted once more", lead.state);
+    }
+    let after = match &args.from {
+        Some(path) => read(path)?,
+        None => {
+            if !std::io::stdin().is_terminal() {
+                bail!(
+                    "there is no terminal for an editor; --from FILE takes the new body from a file, --from - from stdin"
+                );
+            }
+            ledger.disclose("leads edit", &who(), &[args.id], args.reason.as_deref()).await?;
+            in_editor(args.id, &before)?
+        }
+    };
+    if after == before {
+        say("the body is as it was; nothing was changed. leadpost requeue sends it as it is");
+        return Ok(Exit::No);
+    }
+    let read = rules.read(args.id, &after);
+    if let Err(violations) = read.lead {
+        say("this is no valid lead; nothing was changed:");
+        for violation in violations {
+            say(&format!("  - {} [{}] {}", violation.field, violation.code, violation.message));
+        }
+        return Ok(Exit::No);
+    }
+    let edit = Edit {
+        id: args.id,
+        before,
+        after,
+        keys: read.keys,
+        include_delivered: args.include_delivered,
+        by: who(),
+        reason: args.reason,
+    };
+    let edited = ledger.edit(edit).await?;
+    let text = match edited {
+        Edited::Done => "the body is corrected, and the lead is sent on its way again".to_owned(),
+        Edited::Unknown => "the ledger of this destination has no such lead; is --config the right one?".to_owned(),
+        Edited::Changed => {
+            "somebody else has changed the body meanwhile; nothing was changed. Look at it again".to_owned()
+        }
+        Edited::Posting => {
+            "it is being posted just now; nothing was changed. Wait until that has ended, and look at it again"
+                .to_owned()
+        }
+        Edited::Taken(state) => {
+            format!("it is {state} by now; nothing was changed. --include-delivered posts it once more")
+        }
+    };
+    if args.output == Output::Json {
+        print_json(&serde_json::json!({ "id": args.id, "edited": edited == Edited::Done, "text": text }))?;
+    } else {
+        say(&text);
+    }
+    Ok(if edited == Edited::Done { Exit::Done } else { Exit::No })
+}
+
+fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
+    if path == Path::new("-") {
+        let mut bytes = Vec::new();
+        std::io::stdin().read_to_end(&mut bytes).context("cannot read the new body from stdin")?;
+        return Ok(bytes);
+    }
+    std::fs::read(path).with_context(|| format!("cannot read the new body from {}", path.display()))
+}
+
+/// The body as it is left in the editor. It lies in a file that only we can read, and that is removed whatever comes.
+fn in_editor(id: LeadId, body: &[u8]) -> anyhow::Result<Vec<u8>> {
+    let editor =
+        ["VISUAL", "EDITOR"].into_iter().find_map(|name| std::env::var(name).ok()).filter(|name| !name.is_empty());
+    let editor = editor.unwrap_or_else(|| "vi".to_owned());
+    let mut file = tempfile::Builder::new()
+        .prefix(&format!("lead-{id}-"))
+        .suffix(".json")
+        .tempfile()
+        .context("cannot write the body to a file for the editor")?;
+    file.write_all(body)?;
+    file.flush()?;
+    // As git does: it may be a command with options.
+    let status = Command::new("sh")
+        .arg("-c")
+        .arg(format!("{editor} \"$@\""))
+        .arg(&editor)
+        .arg(file.path())
+        .status()
+        .with_context(|| format!("cannot start {editor}; set EDITOR"))?;
+    if !status.success() {
+        bail!("{editor} has failed ({status}); nothing was changed");
+    }
+    // Editors that write a new file in place of the old one are read too.
+    let mut after = std::fs::read(file.path()).context("cannot read what the editor has written")?;
+    // Which editors add, and which nobody meant.
+    if after.last() == Some(&b'\n') && body.last() != Some(&b'\n') {
+        after.pop();
+    }
+    Ok(after)
+}

@@ -1,0 +1,203 @@
+//! What a person may ask for: to know what is kept, and to have it erased. And old answers, which may quote persons, go when they are old.
+
+use std::time::Duration;
+
+use leadpost::lead::LeadId;
+use leadpost::ledger::{Doubts, LeadState, Subject};
+use leadpost::sandbox::{Fault, StatusAnswer};
+use uuid::Uuid;
+
+use crate::support::scene::{LEASE, put};
+use crate::support::{Message, World};
+
+const ADDRESS: &str = "ann@example.com";
+
+/// How many rows of the ledger have this text anywhere.
+async fn traces(world: &World, text: &str) -> i64 {
+    let of = |table: &str| {
+        format!(
+            "select count(*) from {table} as t where position('{text}' in lower(t::text)) > 0 \
+             or position('{}' in t::text) > 0",
+            hex(text)
+        )
+    };
+    let mut traces = 0;
+    for table in ["leads", "attempts", "replays", "interventions", "disclosures", "aside"] {
+        traces += count(world, &of(table)).await;
+    }
+    traces
+}
+
+async fn count(world: &World, sql: &str) -> i64 {
+    sqlx::query_scalar(sqlx::AssertSqlSafe(sql.to_owned())).fetch_one(&world.database.pool).await.unwrap()
+}
+
+/// As `bytea` shows it.
+fn hex(text: &str) -> String {
+    text.bytes().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Leads of Ann in every state, with her address wherever it can come to stand, and one of Bob.
+async fn leads_of_ann(world: &World) -> (Vec<LeadId>, LeadId) {
+    let body = Some(r#"{"message":"ann@example.com is on the list"}"#.to_owned());
+    world.sandbox.faults().rule("ann@", None, Fault::answer(StatusAnswer { body, ..StatusAnswer::new(422) }));
+    let running = world.start().await;
+    let mut ids = vec![world.publish("ann").await];
+    world.until_state(ids[0], LeadState::Rejected).await;
+    // No address can be read from it, but it is in it.
+    ids.push(world.publish_body(r#"{"name":"ann","contact":"Ann@Example.com"}"#).await);
+    world.until_state(ids[1], LeadState::Invalid).await;
+    let message = Message {
+        message_id: Some("crm-ann@example.com".to_owned()),
+        ..Message::new(LeadId(Uuid::nil()), &World::lead("ann"))
+    };
+    let named = leadpost::lead::identify(&world.broker.queue, Some("crm-ann@example.com"), b"");
+    world.broker.publish(message).await;
+    ids.push(named);
+    world.until_state(named, LeadState::Rejected).await;
+    running.stop().await;
+    for state in LeadState::ALL {
+        ids.push(world.put("ann", state).await);
+    }
+    let bob = world.put("bob", LeadState::Delivered).await;
+    (ids, bob)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_personal_is_left_of_an_erased_person_and_the_accounts_still_hold() {
+    let world = World::new().await;
+    let (ids, bob) = leads_of_ann(&world).await;
+    let before = world.tally().await;
+    let dry = world.leadpost(&["erase", "--email", "ANN@example.com", "--dry-run"]).await;
+    assert!(dry.stdout.contains(&format!("{} leads would be erased", ids.len())), "{dry:?}");
+    let asked = world.leadpost(&["erase", "--email", ADDRESS]).await;
+    assert!(asked.code == Some(1) && asked.stderr.contains("--yes"), "{asked:?}");
+    assert!(traces(&world, ADDRESS).await > 0 && world.tally().await == before);
+
+    let receipt = world
+        .leadpost(&["erase", "--email", "ANN@example.com", "--yes", "--reason", "request 4711", "--output", "json"])
+        .await;
+    assert_eq!(receipt.code, Some(0), "{receipt:?}");
+    let receipt = receipt.json();
+    let erased: i64 = receipt["leads"].as_object().unwrap().values().map(|n| n.as_i64().unwrap()).sum();
+    assert_eq!(erased, ids.len() as i64, "{receipt}");
+    assert_eq!(traces(&world, ADDRESS).await, 0);
+    assert_eq!(world.number("select count(*) from leads where erased_at is not null").await, ids.len() as i64);
+    for id in &ids {
+        assert_eq!(world.ledger.body(*id).await.unwrap().unwrap(), b"");
+        assert!(world.show(*id).await.interventions.iter().any(|done| done.kind == "erase"));
+    }
+    assert_eq!(world.ledger.body(bob).await.unwrap().unwrap(), World::lead("bob").as_bytes(), "Bob is not touched");
+    // The waiting one is cancelled, and all others are what they were.
+    let moved = |state: LeadState, n: i64| match state {
+        LeadState::Pending => n - 1,
+        LeadState::Cancelled => n + 1,
+        _ => n,
+    };
+    let expected: Vec<_> =
+        before.iter().map(|(state, n)| (*state, moved(*state, *n))).filter(|(_, n)| *n > 0).collect();
+    assert_eq!(world.tally().await, expected);
+    assert!(world.ledger.verify().await.unwrap().holds());
+    let shown = world.leadpost(&["leads", "show", &ids[0].to_string()]).await;
+    assert!(shown.stdout.contains("was erased"), "{shown:?}");
+    let again = world.leadpost(&["requeue", "--all", "--yes"]).await;
+    assert!(again.stderr.contains("0 leads are"), "nothing erased can be sent: {again:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_of_an_erased_lead_that_comes_again_is_recognized_and_not_posted() {
+    let world = World::new().await;
+    let running = world.start().await;
+    let id = world.publish("ann").await;
+    world.until_state(id, LeadState::Delivered).await;
+    let subject = Subject::of(ADDRESS);
+    let erased =
+        world.ledger.erase(&subject, &world.ledger.leads_of(&subject).await.unwrap(), "carla", None).await.unwrap();
+    assert_eq!(erased.count(), 1);
+    world.broker.publish(Message::new(id, &World::lead("ann"))).await;
+    world.until_received(2).await;
+    assert_eq!((world.posts(id), world.tally().await), (1, vec![(LeadState::Delivered, 1)]));
+    assert_eq!(world.ledger.body(id).await.unwrap().unwrap(), b"", "and brings nothing back");
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lead_that_is_being_posted_is_erased_when_that_has_ended() {
+    let world = World::new().await;
+    let id = world.put("ann", LeadState::Pending).await;
+    world.execute("update leads set next_attempt_at = now()").await;
+    let claimed = world.ledger.claim(1, (Uuid::new_v4(), LEASE), Vec::new(), Doubts::Included).await.unwrap();
+    let subject = Subject::of(ADDRESS);
+    let found = world.ledger.leads_of(&subject).await.unwrap();
+    assert_eq!(found, [id]);
+    let erased = world.ledger.erase(&subject, &found, "carla", None).await.unwrap();
+    assert_eq!((erased.count(), &erased.posting[..]), (0, &[id][..]));
+
+    let world = std::sync::Arc::new(world);
+    let erasing = tokio::spawn({
+        let world = std::sync::Arc::clone(&world);
+        async move { world.leadpost(&["erase", "--email", ADDRESS, "--yes"]).await }
+    });
+    world
+        .until("the command has found it", async || {
+            world.number("select count(*) from pg_stat_activity where application_name like 'leadpost erase' and datname = current_database()").await > 0
+        })
+        .await;
+    let settlement = crate::support::scene::settlement(&claimed[0].leased, LeadState::Delivered);
+    world.ledger.settle([settlement].into(), false, leadpost::ledger::OnLock::Wait).await.unwrap();
+    let erased = erasing.await.unwrap();
+    assert!(erased.code == Some(0) && erased.stdout.contains("erased 1 leads"), "{erased:?}");
+    assert_eq!((world.state(id).await, traces(&world, ADDRESS).await), (Some(LeadState::Delivered), 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_export_has_everything_of_a_person_and_nothing_of_others_and_is_on_record() {
+    let world = World::new().await;
+    let (mut ids, _bob) = leads_of_ann(&world).await;
+    let export = world.leadpost(&["export", "--email", ADDRESS, "--reason", "request 4711"]).await;
+    let leads = export.json();
+    let mut found: Vec<LeadId> =
+        leads.as_array().unwrap().iter().map(|lead| lead["id"].as_str().unwrap().parse().unwrap()).collect();
+    found.sort_unstable();
+    ids.sort_unstable();
+    assert_eq!(found, ids);
+    assert!(!export.stdout.contains("bob@"), "{export:?}");
+    let rejected =
+        leads.as_array().unwrap().iter().find(|lead| !lead["answers"].as_array().unwrap().is_empty()).unwrap();
+    assert_eq!(rejected["answers"][0].as_str().unwrap(), r#"{"message":"ann@example.com is on the list"}"#);
+    assert_eq!(rejected["body"].as_str().unwrap(), World::lead("ann"));
+    assert_eq!(world.number("select leads from disclosures where command = 'export'").await, ids.len() as i64);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn old_answers_are_redacted_by_the_command_and_by_the_worker_and_younger_ones_and_others_are_not() {
+    let mut world = World::new().await;
+    let (settings, _broker) = world.neighbour("other").await;
+    let other = leadpost::ledger::Ledger::new(&settings, "other").unwrap();
+    let put_old = async |ledger: &leadpost::ledger::Ledger, days: i64| {
+        let id = LeadId(Uuid::new_v4());
+        put(ledger, id, &World::lead("ann"), LeadState::Rejected).await;
+        let age = format!(
+            "update attempts set answer = 'ann', started_at = now() - interval '{days} days' where lead_id = '{id}'"
+        );
+        world.execute(&age).await;
+        id
+    };
+    let [theirs, old, young] =
+        [put_old(&other, 40).await, put_old(&world.ledger, 35).await, put_old(&world.ledger, 20).await];
+    let answer = async |world: &World, id: LeadId| {
+        count(world, &format!("select count(answer) from attempts where lead_id = '{id}'")).await
+    };
+    let redacted = world.leadpost(&["redact", "--older-than", "30d", "--output", "json"]).await.json();
+    assert_eq!(redacted, serde_json::json!({ "redacted": 1 }));
+    let left = [answer(&world, theirs).await, answer(&world, old).await, answer(&world, young).await];
+    assert_eq!(left, [1, 0, 1]);
+    assert_eq!(world.show(old).await.history[0].http_status, Some(422), "the accounts stay");
+
+    world.settings.retention.answers_days = 10;
+    let running = world.start().await;
+    world.until("the worker has redacted it", async || answer(&world, young).await == 0).await;
+    assert_eq!(answer(&world, theirs).await, 1);
+    assert!(world.ledger.redact(Duration::from_secs(10 * 86_400), None, 500).await.unwrap().0 == 0);
+    running.stop().await;
+}
