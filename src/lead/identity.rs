@@ -74,13 +74,25 @@ pub fn identify(queue: &str, message_id: Option<&str>, body: &[u8]) -> LeadId {
 
 /// A name-based UUID (version 5) of three parts. Lengths go in front, so that no two different triples read the same.
 pub(super) fn derive(kind: &[u8], scope: &[u8], name: &[u8]) -> LeadId {
-    let mut bytes = Vec::with_capacity(kind.len() + scope.len() + name.len() + 16);
-    for part in [kind, scope] {
-        bytes.extend_from_slice(&(part.len() as u64).to_be_bytes());
-        bytes.extend_from_slice(part);
+    const SHORT: usize = 256;
+    let lengths = [kind, scope].map(|part| (part.len() as u64).to_be_bytes());
+    let parts = [&lengths[0], kind, &lengths[1], scope, name];
+    let (mut short, mut long) = ([0; SHORT], Vec::new());
+    let length = parts.iter().map(|part| part.len()).sum();
+    let bytes = match short.get_mut(..length) {
+        Some(bytes) => bytes,
+        None => {
+            long.resize(length, 0);
+            &mut long[..]
+        }
+    };
+    let mut rest = &mut bytes[..];
+    for part in parts {
+        let (place, after) = rest.split_at_mut(part.len());
+        place.copy_from_slice(part);
+        rest = after;
     }
-    bytes.extend_from_slice(name);
-    LeadId(Uuid::new_v5(&NAMESPACE, &bytes))
+    LeadId(Uuid::new_v5(&NAMESPACE, bytes))
 }
 
 #[cfg(test)]

@@ -27,6 +27,10 @@ pub(super) const NORMALIZED_REASON: &str = concat!(
     r#"'"[^"]*"', '"…"', 'g'), '[0-9]+', '#', 'g')"#
 );
 
+/// What a transaction that looks for the first leads in an order begins with. Where the planner believes that there are few, it would read all
+/// and sort them; merging the branches, it still sorts.
+pub(super) const IN_ORDER: &str = "set local enable_sort = off; set local enable_bitmapscan = off";
+
 /// A point in time.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum When {
@@ -219,6 +223,7 @@ impl Branch {
 impl Search<'_> {
     /// The leads, in order, with these columns of `leads l`, and `id` and `at`.
     pub(super) async fn rows(&self, connection: &mut PgConnection, columns: &str) -> Result<Vec<PgRow>, sqlx::Error> {
+        sqlx::raw_sql(IN_ORDER).execute(&mut *connection).await?;
         let mut query = QueryBuilder::new("select * from (");
         if !self.push_branches(&mut query, &format!("l.id, {columns}"), true) {
             return Ok(Vec::new());
@@ -285,19 +290,20 @@ impl Search<'_> {
     /// Leads that are looked up one by one, and put in order.
     fn push_few(&self, query: &mut QueryBuilder<Postgres>, columns: &str, states: &[LeadState], in_order: bool) {
         let at = "coalesce(l.finished_at, l.next_attempt_at)";
-        self.push_head(query, columns, at);
-        query.push(" and l.id = any(");
+        // With nothing put behind them, these two would be conditions of other indexes, through which all leads were looked at for those few.
+        query.push(format_args!("(select {columns}, {at} as at from leads l where l.destination || '' = "));
+        query.push_bind(self.destination.to_owned()).push(" and l.id = any(");
         if !self.filter.ids.is_empty() {
             query.push_bind(self.filter.ids.iter().map(|id| id.0).collect::<Vec<Uuid>>());
         } else if self.filter.warned {
             query.push("array(select w.id from leads w where w.warning is not null and w.destination = ");
             query.push_bind(self.destination.to_owned()).push(")");
         } else {
-            query.push("array(select e.id from leads e where e.state <> 'pending' and e.email_key = any(");
+            // As the index says it, which the planner does not conclude from the other condition.
+            query.push("array(select e.id from leads e where e.state <> 'pending' and e.email_key is not null and e.email_key = any(");
             query.push_bind(self.emails()).push("))");
         }
-        query.push(") and l.state = any(").push_bind(names(states));
-        query.push(")");
+        query.push(") and l.state || '' = any(").push_bind(names(states)).push(")");
         if !self.filter.emails.is_empty() {
             query.push(" and l.email_key = any(").push_bind(self.emails()).push(")");
         }
@@ -315,7 +321,8 @@ impl Search<'_> {
         states: &[LeadState],
         in_order: bool,
     ) {
-        self.push_head(query, columns, branch.at());
+        query.push(format_args!("(select {columns}, {} as at from leads l where l.destination = ", branch.at()));
+        query.push_bind(self.destination.to_owned());
         // States as text, since the indexes are for states.
         match branch {
             Branch::Pending { leased } => {
@@ -326,7 +333,8 @@ impl Search<'_> {
             }
             Branch::Of(assistant) => {
                 query.push(" and l.state <> 'pending' and l.assistant_key = ").push_bind(assistant.0);
-                query.push(" and l.state = any(").push_bind(names(states)).push(")");
+                // As above: another index has the same order.
+                query.push(" and l.state || '' = any(").push_bind(names(states)).push(")");
             }
         }
         if !self.filter.assistants.is_empty() && !matches!(branch, Branch::Of(_)) {
@@ -347,11 +355,6 @@ impl Search<'_> {
             }
         }
         self.push_tail(query, branch.at(), in_order);
-    }
-
-    fn push_head(&self, query: &mut QueryBuilder<Postgres>, columns: &str, at: &str) {
-        query.push(format_args!("(select {columns}, {at} as at from leads l where l.destination = "));
-        query.push_bind(self.destination.to_owned());
     }
 
     fn push_tail(&self, query: &mut QueryBuilder<Postgres>, at: &str, in_order: bool) {

@@ -6,7 +6,7 @@ use serde::Serialize;
 use sqlx::{AssertSqlSafe, PgConnection, QueryBuilder, Row as _};
 use time::OffsetDateTime;
 
-use super::find::{Filter, NORMALIZED_REASON, Order, Place, Search};
+use super::find::{Filter, IN_ORDER, NORMALIZED_REASON, Order, Place, Search};
 use super::model::LeadState;
 use super::story::{LEAD, LeadRecord, lead};
 use super::{Ledger, LedgerError};
@@ -174,6 +174,7 @@ impl Ledger {
                 query.push(
                     ") as found where code is not null group by 1, 2, 3, 4 order by leads desc, last desc, state, code, said",
                 );
+                sqlx::raw_sql(IN_ORDER).execute(&mut *connection).await?;
                 let rows = query.build().fetch_all(connection).await?;
                 rows.iter()
                     .map(|row| {

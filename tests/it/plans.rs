@@ -1,9 +1,10 @@
 //! What a question to the ledger has to read does not grow with the ledger: rows that are looked at are counted, not seconds.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use leadpost::lead::LeadId;
-use leadpost::ledger::{Doubts, LeadState, Ledger, Next, OnLock};
+use leadpost::lead::{Key, LeadId};
+use leadpost::ledger::{Doubts, Filter, LeadState, Ledger, Next, OnLock, Order, Place};
 use uuid::Uuid;
 
 use crate::support::World;
@@ -126,4 +127,62 @@ async fn to_look_at_the_status_or_at_a_lead_reads_a_part_of_the_ledger_that_does
     );
     let read = read_by(&world, async |ledger| assert!(ledger.show(id).await.unwrap().is_some())).await;
     assert!(read.whole == 0 && read.by_id == 1 && read.pending == 0, "{read:?}");
+}
+
+/// How many entries of any index of leads, and rows of the whole table, these questions read.
+async fn entries(world: &World, ask: impl AsyncFnOnce(&Ledger)) -> i64 {
+    let read = "select (select sum(idx_tup_read) from pg_stat_user_indexes where relname = 'leads')::bigint \
+             + (select seq_tup_read from pg_stat_user_tables where relname = 'leads')";
+    let before = world.number(read).await;
+    read_by(world, ask).await;
+    world.number(read).await - before
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_reads_what_it_shows_and_a_person_is_found_among_many_leads() {
+    const PAGE: usize = 50;
+    // Each of the nine branches may give a whole page, and ends with an entry too many.
+    const BRANCHES: i64 = 9;
+    let world = many().await;
+    // Later than they were, so that what is dead does not lie in the way.
+    world
+        .execute(
+            "update leads l set finished_at = now() + interval '1 hour' - n * interval '1 second', email_key = n, assistant_key = n % 100 \
+             from (select id, row_number() over () as n from leads where state = 'delivered') as t where t.id = l.id",
+        )
+        .await;
+    let list = async |ledger: &Ledger, filter: Filter, after: Option<Place>| {
+        ledger.list(Arc::new(filter), Order::NewestFirst, after, PAGE).await.unwrap()
+    };
+    let a_page = BRANCHES * (PAGE as i64 + A_FEW);
+    let read = entries(&world, async |ledger| {
+        assert_eq!(list(ledger, Filter::default(), None).await.leads.len(), PAGE);
+    })
+    .await;
+    assert!((PAGE as i64..=a_page).contains(&read), "the first page read {read}");
+
+    let delivered = Filter::of_states(&[LeadState::Delivered]);
+    let late = Place {
+        at: time::OffsetDateTime::now_utc() + Duration::from_secs(3600) - Duration::from_secs(DELIVERED as u64 / 2),
+        id: LeadId(Uuid::nil()),
+    };
+    let read = entries(&world, async |ledger| {
+        assert_eq!(list(ledger, delivered.clone(), Some(late)).await.leads.len(), PAGE);
+    })
+    .await;
+    assert!((PAGE as i64..=2 * PAGE as i64 + A_FEW).contains(&read), "a page in the middle read {read}");
+
+    let read = entries(&world, async |ledger| {
+        let of_one = Filter { emails: vec![Key(7)], ..delivered.clone() };
+        assert_eq!(list(ledger, of_one, None).await.leads.len(), 1);
+    })
+    .await;
+    assert!((1..=A_FEW).contains(&read), "one person's leads read {read}");
+
+    let read = entries(&world, async |ledger| {
+        let of_assistant = Filter { assistants: vec![Key(7)], ..delivered.clone() };
+        assert_eq!(list(ledger, of_assistant, None).await.leads.len(), PAGE);
+    })
+    .await;
+    assert!((PAGE as i64..=PAGE as i64 + A_FEW).contains(&read), "an assistant's leads read {read}");
 }
