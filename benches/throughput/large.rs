@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
+use leadpost::lead::Key;
 use sqlx::PgConnection;
 
 use crate::scene::{Load, Scene, Stage, Who, execute, latency_of, publish, sandbox, worker};
@@ -23,6 +24,9 @@ const EXHAUSTED: u64 = 10;
 
 /// More at once, and RabbitMQ as scripts/services starts it may be short of memory and block its publishers.
 const PUBLISHED: u64 = 200_000;
+
+/// The lead whose person is looked for.
+const KNOWN: u64 = 4_711;
 
 /// How often a command is run; its median counts.
 const RUNS: usize = 7;
@@ -68,6 +72,7 @@ pub async fn compare(leadpost: &Path, servers: &Servers, args: &Args, leads: u64
             empty.postgres_us.unwrap_or(0.0)
         );
         setting.looks(&mut ledger).await?;
+        setting.counts()?;
         setting.backlog(&mut ledger, leads / EXHAUSTED).await?;
         setting.publish((leads / EXHAUSTED).min(PUBLISHED))
     };
@@ -84,12 +89,16 @@ async fn fill(ledger: &mut PgConnection, leads: u64) -> anyhow::Result<i64> {
         "alter table leads disable trigger user; set maintenance_work_mem = '1GB'; set synchronous_commit = off; \
          create temp table index_ as select indexdef from pg_indexes where tablename in ('leads', 'attempts') and indexname not like '%_pkey'; \
          alter table replays drop constraint replays_lead_id_fkey; \
+         alter table interventions drop constraint interventions_lead_id_fkey; \
          alter table leads drop constraint leads_pkey; alter table attempts drop constraint attempts_pkey; \
          do $$ declare name text; begin \
              for name in select indexname from pg_indexes where tablename in ('leads', 'attempts') loop execute 'drop index ' || name; end loop; \
          end $$",
     )
     .await?;
+    let known = Key::of_email(&format!("ann.{KNOWN}@example.com")).0;
+    let assistants =
+        (0..50).map(|n: u32| Key::of_assistant(&n.to_string()).0.to_string()).collect::<Vec<_>>().join(", ");
     for from in (0..leads).step_by(usize::try_from(CHUNK)?) {
         let to = (from + CHUNK).min(leads) - 1;
         execute(
@@ -102,13 +111,14 @@ async fn fill(ledger: &mut PgConnection, leads: u64) -> anyhow::Result<i64> {
                      from generate_series({from}::bigint, {to}) as n \
                  ), written as ( \
                      insert into leads (id, destination, state, body, queue, message_id, accepted_at, changed_at, finished_at, attempts, charged, \
-                         budget_from, code, reason, remote_id) \
+                         budget_from, code, reason, remote_id, email_key, assistant_key) \
                      select id, '7targets', state, convert_to('{{\"name\":\"Ann\",\"lastName\":\"Number ' || n || '\",\"email\":\"ann.' || n || \
                              '@example.com\",\"phone\":\"+15550100\",\"source\":\"Website\",\"context\":\"Asked for a quote on the pricing page.\",\
                              \"assistantId\":' || n % 50 || '}}', 'UTF8'), \
                          'leads', id::text, at, at, at, 1 + n % 2, 1 + n % 2, at, \
                          case when state <> 'delivered' then 'http_503' end, case when state <> 'delivered' then 'the API was busy' end, \
-                         case when state = 'delivered' then n::text end \
+                         case when state = 'delivered' then n::text end, \
+                         case n when {KNOWN} then {known} else hashtextextended(n::text, 0) end, (array[{assistants}]::bigint[])[n % 50 + 1] \
                      from made \
                  ) \
                  insert into attempts (lead_id, number, lease, worker, started_at, duration_ms, outcome, charged, http_status, code) \
@@ -128,6 +138,7 @@ async fn fill(ledger: &mut PgConnection, leads: u64) -> anyhow::Result<i64> {
         ledger,
         "alter table leads add primary key (id); alter table attempts add primary key (lead_id, number); \
          alter table replays add constraint replays_lead_id_fkey foreign key (lead_id) references leads (id) on delete cascade; \
+         alter table interventions add constraint interventions_lead_id_fkey foreign key (lead_id) references leads (id) on delete cascade; \
          do $$ declare def text; begin for def in select indexdef from index_ loop execute def; end loop; end $$; \
          alter table leads enable trigger user; \
          insert into tallies (destination, shard, accepted, delivered, duplicate, rejected, exhausted, uncertain) \
@@ -186,11 +197,32 @@ impl Setting<'_> {
     async fn looks(&self, ledger: &mut PgConnection) -> anyhow::Result<()> {
         let id: String = sqlx::query_scalar("select id::text from leads limit 1").fetch_one(ledger).await?;
         let queue = ["--set", &format!("amqp.queue={}", self.stage.name)];
-        for arguments in [vec!["--version"], vec!["status"], vec!["leads", "show", &id]] {
+        let email = format!("ann.{KNOWN}@example.com");
+        let lists: [&[&str]; 5] = [
+            &["leads", "list"],
+            &["leads", "list", "--state", "rejected"],
+            &["leads", "list", "--email", &email],
+            &["leads", "list", "--assistant", "7"],
+            &["leads", "count", "--state", "delivered"],
+        ];
+        let lists = lists.into_iter().map(<[_]>::to_vec);
+        for arguments in [vec!["--version"], vec!["status"], vec!["leads", "show", &id]].into_iter().chain(lists) {
             let shown = arguments.join(" ").replace(&id, "ID");
             let arguments: Vec<&str> =
                 if shown == "--version" { arguments } else { arguments.into_iter().chain(queue).collect() };
             println!("| `leadpost {shown}` | {:.0} ms |", self.median(&arguments)?.as_secs_f64() * 1e3);
+        }
+        Ok(())
+    }
+
+    /// What counts, or groups, many leads, and takes the longer the more there are.
+    fn counts(&self) -> anyhow::Result<()> {
+        for arguments in [&["failures"][..], &["leads", "count", "--assistant", "7"]] {
+            println!(
+                "| `leadpost {}` | {:.0} ms |",
+                arguments.join(" "),
+                self.command(arguments)?.0.as_secs_f64() * 1e3
+            );
         }
         Ok(())
     }

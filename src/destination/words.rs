@@ -41,7 +41,7 @@ pub(super) fn receipt(rules: &ResponseRules, body: &[u8], redactor: &Redactor) -
 enum Node<'a> {
     Object(Fields<'a>),
     Array(Vec<&'a RawValue>),
-    Scalar(&'a str),
+    Scalar,
 }
 
 impl<'a> Node<'a> {
@@ -49,7 +49,7 @@ impl<'a> Node<'a> {
         match json.iter().find(|byte| !byte.is_ascii_whitespace())? {
             b'{' => serde_json::from_slice(json).ok().map(Node::Object),
             b'[' => serde_json::from_slice(json).ok().map(Node::Array),
-            _ => serde_json::from_slice::<&RawValue>(json).ok().map(|value| Node::Scalar(value.get())),
+            _ => serde_json::from_slice::<&RawValue>(json).ok().map(|_| Node::Scalar),
         }
     }
 
@@ -59,7 +59,7 @@ impl<'a> Node<'a> {
             // Of a name that stands twice, the last counts, as almost everywhere.
             Node::Object(fields) => fields.iter().filter(|(key, _)| *key == name).map(|(_, value)| value).last(),
             Node::Array(items) => items.get(name.parse::<usize>().ok()?).copied(),
-            Node::Scalar(_) => None,
+            Node::Scalar => None,
         }
     }
 }

@@ -134,7 +134,10 @@ impl Ledger {
     }
 }
 
-fn arrival(row: &PgRow, check: &dyn Fn(LeadId, &[u8]) -> (Keys, Vec<Violation>)) -> Result<Arrival, sqlx::Error> {
+fn arrival<C>(row: &PgRow, check: &C) -> Result<Arrival, sqlx::Error>
+where
+    C: Fn(LeadId, &[u8]) -> (Keys, Vec<Violation>),
+{
     let body: Vec<u8> = row.try_get("body")?;
     let id = LeadId(row.try_get("lead_id")?);
     let (keys, violations) = check(id, &body);
