@@ -1,6 +1,4 @@
-//! What the ledger knows, for people: counts, and the whole story of a lead. Reads only.
-
-use std::collections::BTreeMap;
+//! What the ledger knows, for people: the whole story of a lead. Reads only.
 
 use serde::Serialize;
 use sqlx::postgres::PgRow;
@@ -12,44 +10,6 @@ use super::accept::state;
 use super::model::LeadState;
 use super::{Ledger, LedgerError};
 use crate::lead::{LeadId, Violation};
-
-/// So many leads that are due, and so many that will be, are counted one by one; and of so many the reasons are.
-const LOOKED_AT: i64 = 10_000;
-const REASONS_OF: i64 = 1_000;
-
-/// The counts of a destination.
-#[derive(Debug, Clone, Serialize)]
-pub struct Status {
-    /// The destination.
-    pub destination: String,
-    /// How many leads were accepted.
-    pub accepted: i64,
-    /// How many are in each state.
-    pub states: BTreeMap<LeadState, i64>,
-    /// The pending ones more closely.
-    pub waiting: Waiting,
-    /// How many delivered leads the API may not be working.
-    pub warnings: i64,
-    /// How many messages were set aside because somebody has locked their leads.
-    pub aside: i64,
-}
-
-/// The pending leads.
-#[derive(Debug, Clone, Serialize)]
-pub struct Waiting {
-    /// Leased to a worker.
-    pub leased: i64,
-    /// Due now. At least so many, where there are more than 10,000 of these and of those that are due later.
-    pub due: i64,
-    /// Due later. At least so many, likewise.
-    pub later: i64,
-    /// How long the longest has been due, in seconds.
-    pub oldest_due_s: Option<f64>,
-    /// In how many seconds the next one is due, when none is due now.
-    pub next_due_s: Option<f64>,
-    /// Why pending leads wait: the reasons of their last attempts, the most frequent first; of the 1,000 that are due first.
-    pub reasons: Vec<(String, i64)>,
-}
 
 /// A lead as the ledger has it.
 #[derive(Debug, Clone, Serialize)]
@@ -152,20 +112,6 @@ pub struct ReplayRecord {
 }
 
 impl Ledger {
-    /// The counts of this destination.
-    ///
-    /// # Errors
-    /// That the ledger cannot be read.
-    pub async fn status(&self) -> Result<Status, LedgerError> {
-        let ledger = self.clone();
-        self.pool
-            .run("read the status", move |pool| {
-                let ledger = ledger.clone();
-                async move { status(&pool, &ledger.destination).await }
-            })
-            .await
-    }
-
     /// The whole story of a lead, whatever its destination; `None` if there is none with this id.
     ///
     /// # Errors
@@ -185,79 +131,6 @@ impl Ledger {
             })
             .await
     }
-}
-
-async fn status(pool: &PgPool, destination: &str) -> Result<Status, sqlx::Error> {
-    let row = sqlx::query(
-        "select coalesce(sum(accepted), 0)::bigint as accepted, coalesce(sum(pending), 0)::bigint as pending, \
-             coalesce(sum(delivered), 0)::bigint as delivered, coalesce(sum(duplicate), 0)::bigint as duplicate, \
-             coalesce(sum(invalid), 0)::bigint as invalid, coalesce(sum(rejected), 0)::bigint as rejected, \
-             coalesce(sum(exhausted), 0)::bigint as exhausted, coalesce(sum(uncertain), 0)::bigint as uncertain, \
-             coalesce(sum(cancelled), 0)::bigint as cancelled \
-         from tallies where destination = $1",
-    )
-    .bind(destination)
-    .fetch_one(pool)
-    .await?;
-    let mut states = BTreeMap::new();
-    for state in LeadState::ALL {
-        states.insert(state, row.try_get::<i64, _>(state.as_str())?);
-    }
-    let waiting = sqlx::query(
-        "select \
-             (select count(*) from (select 1 from leads where destination = $1 and state = 'pending' and (lease is null)::int = 0 \
-                 limit $2) as x) as leased, \
-             (select count(*) from (select 1 from leads where destination = $1 and state = 'pending' and (lease is null)::int = 1 \
-                 and next_attempt_at <= now() limit $2) as x) as due, \
-             (select count(*) from (select 1 from leads where destination = $1 and state = 'pending' and (lease is null)::int = 1 \
-                 and next_attempt_at > now() limit $2) as x) as later, \
-             (select extract(epoch from now() - next_attempt_at)::float8 from leads where destination = $1 \
-                 and state = 'pending' and (lease is null)::int = 1 and next_attempt_at <= now() order by next_attempt_at limit 1) as oldest_due_s, \
-             (select extract(epoch from next_attempt_at - now())::float8 from leads where destination = $1 \
-                 and state = 'pending' and (lease is null)::int = 1 and next_attempt_at > now() order by next_attempt_at limit 1) as next_due_s, \
-             (select count(*) from leads where destination = $1 and warning is not null) as warnings, \
-             (select count(*) from aside where destination = $1) as aside",
-    )
-    .bind(destination)
-    .bind(LOOKED_AT)
-    .fetch_one(pool)
-    .await?;
-    let reasons = sqlx::query(
-        "select coalesce(code, 'none') as code, count(*) as n from (select code from leads where destination = $1 \
-             and state = 'pending' and (lease is null)::int = 1 order by next_attempt_at limit $2) as x \
-         group by 1 order by 2 desc, 1 limit 5",
-    )
-    .bind(destination)
-    .bind(REASONS_OF)
-    .fetch_all(pool)
-    .await?;
-    let count = |column: &str| waiting.try_get::<i64, _>(column);
-    let (leased, mut due, mut later) = (count("leased")?, count("due")?, count("later")?);
-    let pending = states.get(&LeadState::Pending).copied().unwrap_or(0);
-    // What is left of the pending ones, where all of the other kind were counted.
-    match (leased < LOOKED_AT, due < LOOKED_AT, later < LOOKED_AT) {
-        (true, false, true) => due = due.max(pending - leased - later),
-        (true, true, false) => later = later.max(pending - leased - due),
-        _ => {}
-    }
-    Ok(Status {
-        destination: destination.to_owned(),
-        accepted: row.try_get("accepted")?,
-        states,
-        waiting: Waiting {
-            leased,
-            due,
-            later,
-            oldest_due_s: waiting.try_get("oldest_due_s")?,
-            next_due_s: waiting.try_get("next_due_s")?,
-            reasons: reasons
-                .into_iter()
-                .map(|row| Ok((row.try_get("code")?, row.try_get("n")?)))
-                .collect::<Result<_, sqlx::Error>>()?,
-        },
-        warnings: waiting.try_get("warnings")?,
-        aside: waiting.try_get("aside")?,
-    })
 }
 
 async fn show(pool: &PgPool, id: LeadId) -> Result<Option<LeadRecord>, sqlx::Error> {

@@ -34,6 +34,7 @@ mod pool;
 mod remove;
 mod requeue;
 mod settle;
+mod status;
 mod verify;
 mod workers;
 
@@ -46,7 +47,7 @@ use sqlx::PgPool;
 use sqlx::migrate::{MigrateError, Migration};
 use sqlx::postgres::PgPoolOptions;
 
-pub use browse::{AttemptRecord, LeadRecord, ReplayRecord, Status, Waiting};
+pub use browse::{AttemptRecord, LeadRecord, ReplayRecord};
 pub use claim::Expired;
 pub use model::{
     Arrival, Attempt, Claimed, Doubts, End, Fate, LeadState, Leased, Next, OnLock, Origin, Receipt, RequestKind,
@@ -54,6 +55,7 @@ pub use model::{
 };
 pub use requeue::{Requeue, Requeued, Selection};
 pub use settle::Settled;
+pub use status::{Status, Waiting};
 pub use verify::{Check, Verification};
 pub use workers::{Beat, WorkerRecord};
 
