@@ -29,6 +29,7 @@ mod aside;
 mod browse;
 mod claim;
 mod identity;
+mod inspect;
 mod model;
 mod pool;
 mod remove;
@@ -43,19 +44,19 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::PgPool;
 use sqlx::migrate::{MigrateError, Migration};
 use sqlx::postgres::PgPoolOptions;
 
 pub use browse::{AttemptRecord, LeadRecord, ReplayRecord};
 pub use claim::Expired;
+pub use inspect::{Inspection, Refusal, Server, Tables};
 pub use model::{
     Arrival, Attempt, Claimed, Doubts, End, Fate, LeadState, Leased, Next, OnLock, Origin, Receipt, RequestKind,
     Settlement,
 };
 pub use requeue::{Requeue, Requeued, Selection};
 pub use settle::Settled;
-pub use status::{Status, Waiting};
+pub use status::{FirstInLine, Status, Waiting};
 pub use verify::{Check, Verification};
 pub use workers::{Beat, WorkerRecord};
 
@@ -256,10 +257,10 @@ impl Ledger {
 }
 
 /// None if there is no table of them yet.
-async fn applied(pool: &PgPool) -> Result<HashMap<i64, Vec<u8>>, sqlx::Error> {
+async fn applied<'c>(executor: impl sqlx::PgExecutor<'c>) -> Result<HashMap<i64, Vec<u8>>, sqlx::Error> {
     const UNDEFINED_TABLE: &str = "42P01";
     let versions = sqlx::query_as("select version, checksum from _sqlx_migrations where success");
-    match versions.fetch_all(pool).await {
+    match versions.fetch_all(executor).await {
         Err(error) if sqlstate(&error).as_deref() == Some(UNDEFINED_TABLE) => Ok(HashMap::new()),
         result => result.map(|rows: Vec<(i64, Vec<u8>)>| rows.into_iter().collect()),
     }
