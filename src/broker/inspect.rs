@@ -259,7 +259,8 @@ async fn exchange_is_there(connection: &Connection, exchange: &str) -> Result<()
     asking.await.map_err(|error| Refusal::of(&error))
 }
 
-/// Publishes a message that comes back. RabbitMQ says that it is short of memory or disk to those who publish, and only then.
+/// Publishes messages that come back. RabbitMQ says that it is short of memory or disk to those who publish, and only then; what it takes
+/// before it says so may be one message, and is not two.
 async fn publish(connection: &Connection) -> Result<(), Refusal> {
     let mut events = std::pin::pin!(connection.events_listener());
     let publishing = async {
@@ -267,9 +268,13 @@ async fn publish(connection: &Connection) -> Result<(), Refusal> {
         channel.confirm_select(ConfirmSelectOptions::default()).await?;
         let nowhere = format!("leadpost-check-{}", Uuid::new_v4().simple());
         let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
-        let properties = BasicProperties::default();
-        let confirm = channel.basic_publish("".into(), nowhere.as_str().into(), options, b"", properties).await?;
-        confirm.await
+        let mut confirmed = true;
+        for _ in 0..2 {
+            let properties = BasicProperties::default();
+            let confirm = channel.basic_publish("".into(), nowhere.as_str().into(), options, b"", properties).await?;
+            confirmed &= matches!(confirm.await?, Confirmation::Ack(_));
+        }
+        Ok(confirmed)
     };
     let blocked = async {
         loop {
@@ -281,9 +286,9 @@ async fn publish(connection: &Connection) -> Result<(), Refusal> {
         }
     };
     tokio::select! {
-        confirm = publishing => match confirm {
-            Ok(Confirmation::Ack(_)) => Ok(()),
-            Ok(_) => Err(Refusal::new(Why::Other, "it did not confirm a message")),
+        confirmed = publishing => match confirmed {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(Refusal::new(Why::Other, "it did not confirm a message")),
             Err(error) => Err(Refusal::of(&error)),
         },
         reason = blocked => Err(Refusal::new(Why::Blocked, reason)),

@@ -102,7 +102,8 @@ impl Source {
             if let Some(line) = file.get(key) {
                 return Origin::File { path: self.path().to_owned(), line: *line };
             }
-            if preset.iter().any(|known| known == key) {
+            // It does not choose itself.
+            if key != "destination.preset" && preset.iter().any(|known| known == key) {
                 return Origin::Preset { name: layers.preset.0.clone() };
             }
             Origin::Default
@@ -233,6 +234,7 @@ mod tests {
             ("destination.request.body", "form".into(), Origin::Preset { name: "kaisa".to_owned() }),
             ("retry.max_attempts", 20.into(), Origin::Default),
             ("postgres.url", Json::Null, Origin::Default),
+            ("destination.name", "".into(), Origin::Default),
         ] {
             let one = all.get(key).unwrap_or_else(|| panic!("{key} is missing"));
             assert_eq!((&one.value, &one.origin), (&value, &origin), "{key}");

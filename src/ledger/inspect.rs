@@ -86,8 +86,15 @@ pub struct Server {
 pub enum Tables {
     /// So many migrations, and all of them.
     UpToDate(usize),
-    /// So many are missing, and whether this role may apply them.
-    Behind(usize, bool),
+    /// Migrations are missing.
+    Behind {
+        /// So many.
+        missing: usize,
+        /// Whether there are no tables at all.
+        none: bool,
+        /// Whether this role may make them.
+        may_create: bool,
+    },
     /// A newer version has migrated them.
     Ahead,
     /// These are there under the same number, and are others.
@@ -223,7 +230,7 @@ async fn tables(connection: &mut PgConnection) -> Result<Tables, sqlx::Error> {
     }
     let sql = "select coalesce(has_schema_privilege(current_schema(), 'create'), false)";
     let may_create = sqlx::query_scalar(sql).fetch_one(&mut *connection).await?;
-    Ok(Tables::Behind(missing, may_create))
+    Ok(Tables::Behind { missing, none: applied.is_empty(), may_create })
 }
 
 async fn missing_rights(connection: &mut PgConnection, retention: bool) -> Result<Vec<String>, sqlx::Error> {

@@ -383,6 +383,10 @@ async fn rights_that_are_missing_and_alarms_are_found_without_using_them() {
     assert!(!report.said.contains("hunter2"), "{}", report.said);
 
     server.alarm(true).await;
+    // It looks at its memory now and then.
+    world
+        .until("the alarm is raised", async || server.ctl(&["eval", "rabbit_alarm:get_alarms()."]).await.trim() != "[]")
+        .await;
     let report = Report::of(&world, &[]).await;
     report.only("rabbitmq.alarms", "failed", "memory", "rabbitmq-diagnostics alarms");
     report.skipped("rabbitmq.publish", "rabbitmq.alarms");
@@ -507,6 +511,42 @@ async fn a_database_that_cannot_be_written_and_one_that_refuses_a_row_are_found(
     world.clear().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_without_tables_is_told_from_one_that_is_behind() {
+    let world = recommended().await;
+    sqlx::raw_sql("drop schema public cascade; create schema public").execute(&world.database.pool).await.unwrap();
+    let report = Report::of(&world, &[]).await;
+    report.only("postgres.tables", "failed", "there are no tables yet", "run leadpost migrate");
+    report.skipped("postgres.rights", "postgres.tables");
+    let tables = world.number("select count(*) from pg_tables where schemaname = 'public'").await;
+    assert_eq!(tables, 0, "the check has made some");
+    let done = world.leadpost(&["migrate"]).await;
+    assert_eq!(done.code, Some(0), "{done:?}");
+    let report = Report::of(&world, &[]).await;
+    assert_eq!(report.troubles(), Vec::<&str>::new(), "{}", report.said);
+    world.clear().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_postgres_that_may_forget_what_was_committed_is_a_warning() {
+    let server = Servers::postgres().await;
+    let world = World::on(&crate::support::amqp_url(), server.url()).await;
+    for sql in ["alter system set fsync = off", "alter system set full_page_writes = off", "select pg_reload_conf()"] {
+        world.execute(sql).await;
+    }
+    world
+        .until("it is off", async || {
+            world.number("select count(*) from pg_settings where name = 'fsync' and setting = 'off'").await == 1
+        })
+        .await;
+    let report = Report::of(&world, &[]).await;
+    for sql in ["alter system reset fsync", "alter system reset full_page_writes", "select pg_reload_conf()"] {
+        world.execute(sql).await;
+    }
+    report.says("postgres.durability", "warning", "fsync = off", "alter system set fsync = on");
+    report.says("postgres.durability", "warning", "full_page_writes = off", "");
+}
+
 // --- Log-in and API
 
 #[tokio::test(flavor = "multi_thread")]
@@ -586,9 +626,21 @@ async fn what_the_api_answers_to_a_question_for_nothing_is_weighed() {
         report.only("api.reach", "warning", found, fix);
         assert_eq!(report.status("api.clock"), "skipped");
     }
+    let port = answering(head("501 Not Implemented") + "\r\n").await;
+    assert_eq!(
+        Report::of(&world, &[(url, &port)]).await.troubles(),
+        Vec::<&str>::new(),
+        "who does not speak OPTIONS is there"
+    );
     let tls = skewed.replace("http://", "https://");
     let report = Report::of(&world, &[(url, &tls)]).await;
-    report.says("api.reach", "failed", "", "destination.request.url");
+    report.only(
+        "api.reach",
+        "failed",
+        "could not connect",
+        "does not speak TLS: check scheme and port of destination.request.url",
+    );
+    assert_eq!(report.code, Some(1));
     assert_eq!(world.sandbox.journal().counts().posts, 0);
     world.clear().await;
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::report::{CONFIG, Check};
-use super::{LIMIT, clock};
+use super::{LIMIT, TRUST, clock, fix_of_tls};
 use crate::auth::{AuthError, Login, Tokens};
 use crate::config::{self, AuthKind, Settings, fill_in_url};
 use crate::http::{ClientError, ClientSettings, Knock, client, knock};
@@ -155,6 +155,8 @@ fn reached(at: &str, answer: Knock) -> Check {
             format!("{found}: the proxy wants a log-in"),
             "set destination.request.proxy to env, and HTTPS_PROXY to the proxy's URL with user and password",
         ),
+        // Not to speak OPTIONS is nothing to be worried about.
+        501 => Check::ok(REACH, found),
         500.. => Check::warning(
             REACH,
             format!("{found}: it is in trouble, or what stands before it is"),
@@ -165,20 +167,14 @@ fn reached(at: &str, answer: Knock) -> Check {
 }
 
 fn is_unreachable(reason: &Reason) -> bool {
-    ["connect_failed", "connect_timeout", crate::http::NO_ANSWER].contains(&reason.code.as_ref())
-        && !is_about_trust(reason)
-}
-
-fn is_about_trust(reason: &Reason) -> bool {
-    reason.text.to_ascii_lowercase().contains("certificate")
+    let is_away = ["connect_failed", "connect_timeout", crate::http::NO_ANSWER].contains(&reason.code.as_ref());
+    is_away && fix_of_tls(&reason.text, "", "").is_none()
 }
 
 fn not_answered(id: &'static str, who: &str, key: &str, reason: &Reason) -> Check {
     let found = format!("{who}: {}", reason.text);
-    let fix = if is_about_trust(reason) {
-        format!(
-            "the name in {key} must be one that the certificate is for, and this machine must trust who signed it (SSL_CERT_FILE)"
-        )
+    let fix = if let Some(fix) = fix_of_tls(&reason.text, key, TRUST) {
+        fix
     } else if is_unreachable(reason) {
         format!(
             "check {key}, destination.request.proxy, and what stands between: name resolution, firewalls; or wait until it is back"

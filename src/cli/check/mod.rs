@@ -89,6 +89,21 @@ async fn neighbours(settings: &Settings) -> Vec<Check> {
     [rabbitmq, postgres, api].concat()
 }
 
+/// What to do, where a connection broke over TLS. `trust`: what says whom this machine trusts.
+fn fix_of_tls(text: &str, key: &str, trust: &str) -> Option<String> {
+    let text = text.to_ascii_lowercase();
+    if text.contains("certificate") {
+        let name = format!("the name in {key} must be one that the certificate is for");
+        return Some(format!("{name}, and this machine must trust who signed it ({trust})"));
+    }
+    // What rustls makes of an answer in plain text.
+    let is_plain = text.contains("corrupt message") || text.contains("invalidcontenttype");
+    is_plain.then(|| format!("what answers there does not speak TLS: check scheme and port of {key}"))
+}
+
+/// Whom this machine trusts.
+const TRUST: &str = "SSL_CERT_FILE";
+
 /// What a clock is against ours.
 fn clock(id: &'static str, whose: &str, ahead_s: f64) -> Check {
     let off = super::ago(ahead_s.abs());
@@ -125,6 +140,17 @@ mod tests {
         );
         assert_eq!(exit(vec![away(), wrong()]), Exit::No);
         assert_eq!(exit(vec![away(), Check::failed(CONFIG, "unsound", "mend it")]), Exit::Config);
+    }
+
+    #[test]
+    fn what_breaks_over_tls_is_told_apart() {
+        let fix = |text| fix_of_tls(text, "amqp.url", TRUST);
+        assert!(fix("IO error: invalid peer certificate: UnknownIssuer").is_some_and(|fix| fix.contains(TRUST)));
+        assert!(
+            fix("received corrupt message of type InvalidContentType")
+                .is_some_and(|fix| fix.contains("scheme and port"))
+        );
+        assert_eq!(fix("Connection refused"), None);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Postgres: what was found, in words.
 
 use super::report::{CONFIG, Check, IDS};
-use super::{LIMIT, clock};
+use super::{LIMIT, clock, fix_of_tls};
 use crate::config::{Settings, need_postgres_url};
 use crate::ledger::{Inspection, Ledger, Refusal, Server, Tables};
 
@@ -61,11 +61,16 @@ fn checks(settings: &Settings, found: Inspection) -> Vec<Check> {
         }
     };
     checks.push(Check::ok(LOGIN, format!("as {}, into the database {database}", server.role)));
+    let has_tables = !matches!(found.tables, Some(Ok(Tables::Behind { none: true, .. })));
     checks.extend([
         version(&server),
         writable(&server),
         tables(settings, found.tables.unwrap_or_else(silent)),
-        rights(&server, found.missing_rights.unwrap_or_else(silent)),
+        if has_tables {
+            rights(&server, found.missing_rights.unwrap_or_else(silent))
+        } else {
+            Check::skipped(RIGHTS, TABLES)
+        },
         durability(&server),
         connections(settings, &server),
         clock(CLOCK, "Postgres' clock", server.ahead_s),
@@ -111,13 +116,11 @@ fn not_let_in(host: &str, database: &str, refusal: Refusal) -> Vec<Check> {
         }
         Some(_) if !refusal.is_unreachable => login("see Postgres' log for why it did not let us in".to_owned()),
         _ => {
-            let fix = if refusal.text.to_ascii_lowercase().contains("certificate") {
-                "the name in postgres.url must be one that Postgres' certificate is for, and this machine must trust who signed it \
-                 (sslrootcert=… in postgres.url)"
-            } else {
-                "start Postgres, or check host, port and sslmode of postgres.url and what stands between: name resolution, firewalls, networks \
-                 of containers"
-            };
+            let fix = fix_of_tls(&refusal.text, "postgres.url", "sslrootcert=… in the URL").unwrap_or_else(|| {
+                "start Postgres, or check host, port and sslmode of postgres.url and what stands between: name resolution, firewalls, \
+                 networks of containers"
+                    .to_owned()
+            });
             let failed = Check::failed(REACH, format!("{host}: {}", refusal.text), fix);
             after(Check { is_unreachable: refusal.is_unreachable, ..failed }, &[&[LOGIN], &INSIDE[..]].concat())
         }
@@ -155,8 +158,9 @@ fn writable(server: &Server) -> Check {
 fn tables(settings: &Settings, tables: Result<Tables, Refusal>) -> Check {
     match tables {
         Ok(Tables::UpToDate(migrations)) => Check::ok(TABLES, format!("up to date, {migrations} migrations")),
-        Ok(Tables::Behind(missing, may_create)) => {
-            let found = format!("{missing} migrations are missing");
+        Ok(Tables::Behind { missing, none, may_create }) => {
+            let found =
+                if none { "there are no tables yet".to_owned() } else { format!("{missing} migrations are missing") };
             match (settings.postgres.migrate, may_create) {
                 (true, true) => {
                     Check::failed(TABLES, found, "run leadpost migrate; a worker does it, too, when it starts")
@@ -213,29 +217,30 @@ fn rights(server: &Server, missing: Result<Vec<String>, Refusal>) -> Check {
 }
 
 fn durability(server: &Server) -> Check {
-    let mut weak = Vec::new();
-    if !server.fsync {
-        weak.push(
+    let weak = [
+        (
+            !server.fsync,
             "fsync = off: a crash of its machine may take back leads that were acknowledged, and break the ledger",
-        );
-    }
-    if !server.full_page_writes {
-        weak.push("full_page_writes = off: a crash of its machine may break pages of the ledger");
-    }
-    if server.synchronous_commit == "off" {
-        weak.push(
-            "synchronous_commit = off in our own sessions, though leadpost asks for on: something between changes it",
-        );
-    }
-    if weak.is_empty() {
+            "alter system set fsync = on;",
+        ),
+        (
+            !server.full_page_writes,
+            "full_page_writes = off: a crash of its machine may break pages of the ledger",
+            "alter system set full_page_writes = on;",
+        ),
+        (
+            server.synchronous_commit == "off",
+            "synchronous_commit = off in our own sessions, though leadpost asks for on",
+            "something between, such as a pooler, changes synchronous_commit: let it leave that alone;",
+        ),
+    ];
+    let weak = weak.into_iter().filter(|(is_weak, ..)| *is_weak);
+    let (found, fixes): (Vec<&str>, Vec<&str>) = weak.map(|(_, found, fix)| (found, fix)).unzip();
+    if found.is_empty() {
         let commit = &server.synchronous_commit;
         return Check::ok(DURABILITY, format!("fsync and full_page_writes are on, synchronous_commit is {commit}"));
     }
-    Check::warning(
-        DURABILITY,
-        weak.join("\n"),
-        "alter system set fsync = on, full_page_writes = on; then select pg_reload_conf()",
-    )
+    Check::warning(DURABILITY, found.join("\n"), format!("{} select pg_reload_conf()", fixes.join(" ")))
 }
 
 fn connections(settings: &Settings, server: &Server) -> Check {
@@ -286,5 +291,101 @@ fn rehearsal(others: &[Check], writing: Option<Result<(), Refusal>>) -> Check {
                 None => Check::left_out(REHEARSAL, "there was no time left for it"),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::report::Verdict;
+    use super::*;
+
+    fn server() -> Server {
+        Server {
+            version_num: 150_018,
+            version: "15.18".to_owned(),
+            role: "leads".to_owned(),
+            is_standby: false,
+            is_read_only: false,
+            fsync: true,
+            full_page_writes: true,
+            synchronous_commit: "on".to_owned(),
+            max_connections: 97,
+            connections: 3,
+            role_limit: None,
+            ahead_s: 0.1,
+        }
+    }
+
+    /// What is neither right nor left out, with the server as it is changed, and its fix.
+    fn troubles(change: impl FnOnce(&mut Server)) -> Vec<(&'static str, Verdict, String)> {
+        let mut server = server();
+        change(&mut server);
+        let found = Inspection {
+            connected: Some(Ok(())),
+            server: Some(Ok(server)),
+            tables: Some(Ok(Tables::UpToDate(4))),
+            missing_rights: Some(Ok(Vec::new())),
+            writing: Some(Ok(())),
+        };
+        troubles_of(found)
+    }
+
+    fn troubles_of(found: Inspection) -> Vec<(&'static str, Verdict, String)> {
+        let checks = checks(&Settings::default(), found);
+        let ids = IDS.iter().filter(|id| id.starts_with("postgres.")).count();
+        assert_eq!(checks.len(), ids, "each is there once: {checks:?}");
+        let is_trouble = |check: &Check| [Verdict::Failed, Verdict::Warning].contains(&check.status);
+        checks
+            .into_iter()
+            .filter(is_trouble)
+            .map(|check| (check.id, check.status, check.fix.unwrap_or_default()))
+            .collect()
+    }
+
+    #[test]
+    fn what_a_server_lacks_is_named_by_itself() {
+        type Change = fn(&mut Server);
+        let cases: [(Change, &str, Verdict, &str); 7] = [
+            (|s| s.version_num = 140_009, VERSION, Verdict::Failed, "15 or later"),
+            (|s| s.is_standby = true, WRITABLE, Verdict::Failed, "lead to the primary"),
+            (|s| s.fsync = false, DURABILITY, Verdict::Warning, "fsync = on"),
+            (|s| s.synchronous_commit = "off".to_owned(), DURABILITY, Verdict::Warning, "synchronous_commit"),
+            (|s| s.max_connections = 5, CONNECTIONS, Verdict::Failed, "raise max_connections"),
+            (|s| s.connections = 95, CONNECTIONS, Verdict::Warning, "pg_stat_activity"),
+            (|s| s.ahead_s = -400.0, CLOCK, Verdict::Warning, "NTP"),
+        ];
+        assert_eq!(troubles(|_| {}), Vec::new());
+        for (change, id, verdict, fix) in cases {
+            let troubles = troubles(change);
+            let [(found, status, said)] = &troubles[..] else { panic!("{id}: {troubles:?}") };
+            assert!((*found, *status) == (id, verdict) && said.contains(fix), "{id}: {troubles:?}");
+        }
+    }
+
+    #[test]
+    fn whom_postgres_does_not_let_in_is_told_why_by_its_sqlstate() {
+        let refused = |sqlstate: Option<&str>, text: &str| {
+            let refusal = Refusal {
+                sqlstate: sqlstate.map(str::to_owned),
+                is_unreachable: sqlstate.is_none() && !text.contains("certificate"),
+                text: text.to_owned(),
+            };
+            let troubles = troubles_of(Inspection { connected: Some(Err(refusal)), ..Inspection::default() });
+            let [(id, Verdict::Failed, fix)] = &troubles[..] else { panic!("{troubles:?}") };
+            (*id, fix.clone())
+        };
+        for (sqlstate, text, id, fix) in [
+            (Some("28P01"), "password authentication failed", LOGIN, "check user and password"),
+            (Some("28000"), "no pg_hba.conf entry", LOGIN, "pg_hba.conf"),
+            (Some("3D000"), "no such database", LOGIN, "createdb"),
+            (Some("53300"), "too many clients", CONNECTIONS, "max_connections"),
+            (Some("57P03"), "starting up", LOGIN, "see Postgres' log"),
+            (None, "Connection refused", REACH, "start Postgres"),
+            (None, "invalid peer certificate", REACH, "sslrootcert"),
+        ] {
+            let (found, said) = refused(sqlstate, text);
+            assert!(found == id && said.contains(fix), "{text}: {found} {said}");
+        }
+        assert_eq!(troubles_of(Inspection::default()).first().map(|trouble| trouble.0), Some(REACH), "nothing in time");
     }
 }

@@ -1,7 +1,7 @@
 //! RabbitMQ: what was found, in words.
 
-use super::LIMIT;
 use super::report::{CONFIG, Check, IDS};
+use super::{LIMIT, TRUST, fix_of_tls};
 use crate::broker::{Depth, Inspection, QueueForm, Refusal, Topology, Why, inspect};
 use crate::config::{Settings, need_amqp_url};
 
@@ -166,12 +166,11 @@ fn not_let_in(user: &str, refusal: Refusal) -> Check {
             refusal.text,
             "RabbitMQ takes connections and does not answer: see its log, and whether amqp.url should be amqps://",
         ),
-        _ if refusal.text.to_ascii_lowercase().contains("certificate") => Check::failed(
-            LOGIN,
-            refusal.text,
-            "the name in amqp.url must be one that RabbitMQ's certificate is for, and this machine must trust who signed it (SSL_CERT_FILE)",
-        ),
-        _ => Check::failed(LOGIN, refusal.text, "see RabbitMQ's log for why it ended the connection"),
+        _ => {
+            let fix = fix_of_tls(&refusal.text, "amqp.url", TRUST);
+            let fix = fix.unwrap_or_else(|| "see RabbitMQ's log for why it ended the connection".to_owned());
+            Check::failed(LOGIN, refusal.text, fix)
+        }
     }
 }
 
@@ -342,5 +341,79 @@ fn publishing(publishing: Result<(), Refusal>, user: &str, may: &str) -> [Check;
             Check::failed(PUBLISH, refusal.text, "see RabbitMQ's log, and rabbitmq-diagnostics alarms"),
             Check::skipped(ALARMS, PUBLISH),
         ],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::report::Verdict;
+    use super::*;
+
+    fn quorum() -> QueueForm {
+        QueueForm {
+            kind: "quorum".to_owned(),
+            durable: true,
+            dead_letter_exchange: Some("leads.dead-letter".to_owned()),
+            dead_letter_strategy: Some("at-least-once".to_owned()),
+            delivery_limit: Some(20),
+            overflow: Some("reject-publish".to_owned()),
+        }
+    }
+
+    fn found(version: &str) -> Inspection {
+        let depth = Depth { ready: 1, consumers: 0 };
+        Inspection {
+            greeted: Some(Ok(())),
+            version: Some(version.to_owned()),
+            connected: Some(Ok(())),
+            queue: Some(Ok(depth)),
+            form: Some(Ok(quorum())),
+            consuming: Some(Ok(())),
+            dead_letter_exchange: Some(Ok(())),
+            dead_letters: None,
+            publishing: Some(Ok(())),
+        }
+    }
+
+    /// What is neither right nor left out.
+    fn troubles(found: Inspection) -> Vec<(&'static str, Verdict)> {
+        let checks = checks(&Settings::default(), found);
+        let ids = IDS.iter().filter(|id| id.starts_with("rabbitmq.")).count();
+        assert_eq!(checks.len(), ids, "each is there once: {checks:?}");
+        let is_trouble = |check: &&Check| [Verdict::Failed, Verdict::Warning].contains(&check.status);
+        checks.iter().filter(is_trouble).map(|check| (check.id, check.status)).collect()
+    }
+
+    #[test]
+    fn a_limit_of_deliveries_is_rabbitmqs_own_since_4_0() {
+        let unlimited =
+            |version| Inspection { form: Some(Ok(QueueForm { delivery_limit: None, ..quorum() })), ..found(version) };
+        assert_eq!(troubles(found("3.10.8")), []);
+        assert_eq!(troubles(unlimited("4.0.5")), []);
+        assert_eq!(troubles(unlimited("3.13.7")), [(DELIVERY_LIMIT, Verdict::Warning)]);
+    }
+
+    #[test]
+    fn what_was_not_come_to_has_failed_in_its_place() {
+        let refused = |why, text: &str| Some(Refusal { why, text: text.to_owned() });
+        let queue = |refusal: Option<Refusal>| Inspection { queue: refusal.map(Err), ..found("4.1.0") };
+        assert_eq!(troubles(Inspection::default()), [(REACH, Verdict::Failed)]);
+        assert_eq!(troubles(queue(refused(Why::NotFound, "home node 'x' is down"))), [(QUEUE, Verdict::Failed)]);
+        assert_eq!(troubles(queue(None)), [(QUEUE, Verdict::Failed)], "there was no time left");
+        let silent = Inspection { publishing: None, ..found("4.1.0") };
+        assert_eq!(troubles(silent), [(PUBLISH, Verdict::Failed)]);
+    }
+
+    #[test]
+    fn host_vhost_and_user_are_read_from_the_url_and_the_password_is_not() {
+        let of = |url: &str| {
+            let mut settings = Settings::default();
+            settings.amqp.url = crate::config::Secret::new(url);
+            who(&settings)
+        };
+        let said = |host: &str, vhost: &str, user: &str| (host.to_owned(), vhost.to_owned(), user.to_owned());
+        assert_eq!(of("amqp://me:hunter2@mq.example/leads%2feu"), said("mq.example:5672", "leads/eu", "me"));
+        assert_eq!(of("amqps://mq.example:5000"), said("mq.example:5000", "/", "guest"));
+        assert_eq!(of("amqps://mq.example/%2f"), said("mq.example:5671", "/", "guest"));
     }
 }
