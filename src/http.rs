@@ -135,6 +135,42 @@ pub async fn exchange(
     Exchange::Answered(Answer { status, retry_after: wait, is_html, body, is_cut })
 }
 
+/// What is at a URL.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Knock {
+    /// The status that it answers with.
+    pub status: u16,
+    /// By how many seconds its clock is ahead of ours, if it says what time it is; to the second.
+    pub ahead_s: Option<f64>,
+}
+
+/// Asks what is there, with a method that does nothing (OPTIONS; RFC 9110, section 9.3.7).
+///
+/// # Errors
+/// Why there was no answer.
+pub async fn knock(client: &reqwest::Client, url: &reqwest::Url) -> Result<Knock, Reason> {
+    let asked_at = SystemTime::now();
+    let response = match client.request(Method::OPTIONS, url.clone()).send().await {
+        Ok(response) => response,
+        Err(error) => match not_answered(error) {
+            Exchange::NotSent(reason) | Exchange::Unknown(reason) => return Err(reason),
+            Exchange::Answered(_) => unreachable!("there was no answer"),
+        },
+    };
+    let halfway = asked_at + asked_at.elapsed().unwrap_or_default() / 2;
+    let date = response.headers().get(header::DATE).and_then(|date| date.to_str().ok());
+    Ok(Knock { status: response.status().as_u16(), ahead_s: date.and_then(|date| ahead_s(date, halfway)) })
+}
+
+/// By how many seconds a clock that shows this date is ahead. Its second had begun, and was not over.
+fn ahead_s(date: &str, now: SystemTime) -> Option<f64> {
+    let at = httpdate::parse_http_date(date).ok()? + Duration::from_millis(500);
+    Some(match at.duration_since(now) {
+        Ok(ahead) => ahead.as_secs_f64(),
+        Err(behind) => -behind.duration().as_secs_f64(),
+    })
+}
+
 /// Tells "provably not sent" from "perhaps read".
 fn not_answered(error: reqwest::Error) -> Exchange {
     if error.is_connect() {
@@ -203,6 +239,18 @@ pub fn retry_after(value: &str, date: Option<&str>, now: SystemTime, max: Durati
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_date_says_by_how_much_a_clock_is_ahead_to_the_second() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+        let ahead =
+            |shown: u64| ahead_s(&httpdate::fmt_http_date(SystemTime::UNIX_EPOCH + Duration::from_secs(shown)), now);
+        assert_eq!(
+            [ahead(1_000_000_000), ahead(1_000_000_060), ahead(999_999_400)],
+            [Some(0.5), Some(60.5), Some(-599.5)]
+        );
+        assert_eq!(ahead_s("yesterday", now), None);
+    }
 
     #[test]
     fn retry_after_is_read_as_seconds_and_as_date() {

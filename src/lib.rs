@@ -37,7 +37,7 @@
 //! | [`http`], [`schedule`] | the one place where HTTP clients are built; delays between attempts |
 //! | [`lead`] | pure: bytes to a lead and the body that is posted, or to all that is wrong with them; which lead a message is about |
 //! | [`broker`] | RabbitMQ: supervise, consume, acknowledge, publish. The only module that names `lapin` |
-//! | [`ledger`] | Postgres: accept, claim, settle, requeue, browse, verify. The only module that names `sqlx` |
+//! | [`ledger`] | Postgres: accept, claim, settle, find, act, verify. The only module that names `sqlx` |
 //! | [`auth`] | logging in: one file per way of it, one cache for all |
 //! | [`destination`] | the post, the question whether one arrived, and pure: what an answer means |
 //! | [`flow`] | when may a lead be sent: slots, rate, hold, circuit |

@@ -6,9 +6,8 @@ use std::time::Duration;
 
 use lapin::options::QueueDeclareOptions;
 use lapin::types::FieldTable;
-use lapin::uri::AMQPUri;
+use lapin::uri::{AMQPScheme, AMQPUri};
 use lapin::{Channel, Connection, ConnectionProperties};
-
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
@@ -54,6 +53,15 @@ pub enum BrokerError {
     NoQueue(String),
 }
 
+/// What a queue holds, and who takes from it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct Depth {
+    /// Messages that wait; those that a consumer holds are not among them.
+    pub ready: u32,
+    /// Consumers.
+    pub consumers: u32,
+}
+
 /// How to reach the broker.
 #[derive(Debug, Clone)]
 pub(super) struct Address {
@@ -73,16 +81,29 @@ impl Address {
     }
 
     pub(super) async fn connect(&self, name: &str) -> Result<Connection, BrokerError> {
+        within(self.timeout, "connect", self.connect_for(name)).await
+    }
+
+    /// The same, without a limit.
+    pub(super) async fn connect_for(&self, name: &str) -> lapin::Result<Connection> {
         let properties = ConnectionProperties::default().with_connection_name(name.into());
-        within(self.timeout, "connect", Connection::connect_uri(self.uri.clone(), properties)).await
+        Connection::connect_uri(self.uri.clone(), properties).await
+    }
+
+    pub(super) fn is_tls(&self) -> bool {
+        self.uri.scheme == AMQPScheme::AMQPS
+    }
+
+    /// Who is called.
+    pub(super) fn host_and_port(&self) -> (&str, u16) {
+        (self.uri.authority.host.trim_matches(['[', ']']), self.uri.authority.port)
     }
 
     /// Looks whether anybody speaks there at all. lapin's thread and socket stay for as long as a peer says nothing, with each try some
     /// more; so one that said nothing before is asked by ourselves first.
     pub(super) async fn knock(&self) -> Result<(), BrokerError> {
         let knocking = async {
-            let mut stream =
-                TcpStream::connect((self.uri.authority.host.trim_matches(['[', ']']), self.uri.authority.port)).await?;
+            let mut stream = TcpStream::connect(self.host_and_port()).await?;
             // The header of the protocol. Whatever comes back, an answer, a TLS alert or an end, is for lapin to deal with.
             stream.write_all(b"AMQP\0\0\x09\x01").await?;
             drop(stream.read(&mut [0]).await);
@@ -101,21 +122,24 @@ impl Address {
 }
 
 impl Address {
-    /// How many messages wait in the queue. Passively, and on a channel of its own: a missing queue closes the channel that
-    /// asked.
-    pub(super) async fn look_at(&self, connection: &Connection, queue: &str) -> Result<u32, BrokerError> {
-        let channel = self.channel(connection).await?;
-        let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-        let declare = channel.queue_declare(queue.into(), options, FieldTable::default());
-        match within(self.timeout, "look at the queue", declare).await {
-            Ok(declared) => Ok(declared.message_count()),
+    /// What the queue holds. Passively, and on a channel of its own: a missing queue closes the channel that asked.
+    pub(super) async fn look_at(&self, connection: &Connection, queue: &str) -> Result<Depth, BrokerError> {
+        match within(self.timeout, "look at the queue", declare_passively(connection, queue)).await {
             // A queue whose node is down is reported as not found, too, and comes back by itself.
             Err(BrokerError::Failed { text, .. }) if text.contains("NOT_FOUND") && !text.contains("home node") => {
                 Err(BrokerError::NoQueue(queue.to_owned()))
             }
-            Err(error) => Err(error),
+            looked => looked,
         }
     }
+}
+
+/// What the queue holds, without a limit.
+pub(super) async fn declare_passively(connection: &Connection, queue: &str) -> lapin::Result<Depth> {
+    let channel = connection.create_channel().await?;
+    let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+    let declared = channel.queue_declare(queue.into(), options, FieldTable::default()).await?;
+    Ok(Depth { ready: declared.message_count(), consumers: declared.consumer_count() })
 }
 
 /// A lapin future with a limit.

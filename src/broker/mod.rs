@@ -18,11 +18,17 @@
 
 mod connection;
 mod consumer;
+mod form;
+mod gauge;
 mod inbox;
+mod inspect;
 mod publisher;
 mod topology;
 
-pub use connection::BrokerError;
+pub use connection::{BrokerError, Depth};
+pub use form::QueueForm;
+pub use gauge::Gauge;
 pub use inbox::{Inbox, Link, Message, Receipt, Want};
+pub use inspect::{Inspection, Refusal, Why, inspect};
 pub use publisher::{Outgoing, PublishError, Publisher, WINDOW};
-pub use topology::{Topology, queue_depth};
+pub use topology::Topology;

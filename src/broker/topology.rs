@@ -70,7 +70,18 @@ impl Topology {
             ),
         )
         .await?;
-        let arguments = table(&[
+        within(
+            address.timeout,
+            "declare the queue (is there one of that name in another form?)",
+            channel.queue_declare(self.queue.as_str().into(), queue, self.arguments()),
+        )
+        .await?;
+        Ok(())
+    }
+
+    /// The arguments of the queue.
+    pub(super) fn arguments(&self) -> FieldTable {
+        table(&[
             // Replicated, on disk, and it counts deliveries.
             ("x-queue-type", text("quorum")),
             ("x-delivery-limit", AMQPValue::LongLongInt(i64::from(self.delivery_limit))),
@@ -79,27 +90,8 @@ impl Topology {
             // With confirms between the two queues; needs an overflow that refuses rather than drops.
             ("x-dead-letter-strategy", text("at-least-once")),
             ("x-overflow", text("reject-publish")),
-        ]);
-        within(
-            address.timeout,
-            "declare the queue (is there one of that name in another form?)",
-            channel.queue_declare(self.queue.as_str().into(), queue, arguments),
-        )
-        .await?;
-        Ok(())
+        ])
     }
-}
-
-/// How many messages wait in the queue.
-///
-/// # Errors
-/// When RabbitMQ cannot be reached or has no such queue.
-pub async fn queue_depth(settings: &config::Amqp) -> Result<u32, BrokerError> {
-    let address = Address::of(settings)?;
-    let connection = address.connect("leadpost status").await?;
-    let depth = address.look_at(&connection, &settings.queue).await;
-    close(&connection).await;
-    depth
 }
 
 fn text(value: &str) -> AMQPValue {

@@ -6,11 +6,14 @@
 //! - Exit codes: [`Exit`].
 
 mod act;
+mod check;
+mod completions;
 mod config;
 mod failures;
 mod filter;
 mod healthcheck;
 mod leads;
+mod man;
 mod migrate;
 mod output;
 mod presets;
@@ -100,6 +103,7 @@ struct ConfigArgs {
 enum Command {
     Run(run::RunArgs),
     Publish(publish::PublishArgs),
+    Check(check::CheckArgs),
     Status(status::StatusArgs),
     #[command(subcommand)]
     Leads(leads::LeadsCommand),
@@ -119,6 +123,8 @@ enum Command {
     Config(config::ConfigCommand),
     Sandbox(Box<sandbox::SandboxArgs>),
     Healthcheck(healthcheck::HealthcheckArgs),
+    Completions(completions::CompletionsArgs),
+    Man(man::ManArgs),
 }
 
 fn key_value(text: &str) -> Result<(String, String), String> {
@@ -192,6 +198,7 @@ impl Cli {
         match self.command {
             Command::Run(args) => run::run(args, &source).await,
             Command::Publish(args) => publish::run(args, &source).await,
+            Command::Check(args) => check::run(args, &source).await,
             Command::Status(args) => status::run(args, &source).await,
             Command::Leads(command) => leads::run(command, &source).await,
             Command::Failures(args) => failures::run(args, &source).await,
@@ -212,6 +219,8 @@ impl Cli {
                 Ok(Exit::Done)
             }
             Command::Healthcheck(args) => healthcheck::run(args, &source).await,
+            Command::Completions(args) => completions::run(&args),
+            Command::Man(args) => man::run(&args),
         }
     }
 }
@@ -279,5 +288,71 @@ mod tests {
             }
         }
         check(&Cli::command());
+    }
+
+    #[test]
+    fn the_readme_lists_every_command() {
+        let (_, section) = include_str!("../../README.md").split_once("\n## Commands\n").expect("the section");
+        let section = section.split("\n## ").next().unwrap_or_default();
+        let rows = section.lines().filter_map(|line| line.strip_prefix("| `leadpost ")?.split('`').next());
+        let mut listed: Vec<&str> = rows.collect();
+        let cli = Cli::command();
+        let mut there: Vec<&str> = cli.get_subcommands().map(clap::Command::get_name).collect();
+        listed.sort_unstable();
+        there.sort_unstable();
+        assert_eq!(listed, there);
+    }
+
+    /// The words of a command line, as a shell reads them: quotes, variables in front, and what comes of the output.
+    fn words(line: &str) -> Vec<String> {
+        let mut words = vec![String::new()];
+        let mut quote = None;
+        for c in line.chars() {
+            match (c, quote) {
+                ('\'' | '"', None) => quote = Some(c),
+                (c, Some(open)) if c == open => quote = None,
+                (' ', None) => words.push(String::new()),
+                ('>' | '|', None) => break,
+                (c, _) => words.last_mut().expect("there is one").push(c),
+            }
+        }
+        let is_variable = |word: &String| {
+            word.split_once('=').is_some_and(|(name, _)| name.chars().all(|c| c.is_ascii_uppercase() || c == '_'))
+        };
+        words.into_iter().filter(|word| !word.is_empty()).skip_while(is_variable).collect()
+    }
+
+    #[test]
+    fn every_command_shows_an_example_that_is_one_of_it() {
+        fn check(command: &clap::Command, path: &[&str]) {
+            // What can be called without a further word is a leaf as well.
+            if !command.is_subcommand_required_set() {
+                let help = command.get_long_about().map(ToString::to_string).unwrap_or_default();
+                let examples: Vec<&str> = help.lines().filter_map(|line| line.strip_prefix("Example: ")).collect();
+                assert!(!examples.is_empty(), "{path:?} has no example");
+                for example in examples {
+                    let words = words(example);
+                    let matches = Cli::command().try_get_matches_from(&words);
+                    let matches = matches.unwrap_or_else(|error| panic!("{example}: {error}"));
+                    Cli::from_arg_matches(&matches)
+                        .unwrap_or_else(|error| panic!("{example}: {error}"))
+                        .check(&matches)
+                        .expect(example);
+                    let mut called = Vec::new();
+                    let mut at = &matches;
+                    while let Some((name, sub)) = at.subcommand() {
+                        called.push(name);
+                        at = sub;
+                    }
+                    assert_eq!(called, path, "{example} is of another command");
+                }
+            }
+            for sub in command.get_subcommands() {
+                check(sub, &[path, &[sub.get_name()]].concat());
+            }
+        }
+        for sub in Cli::command().get_subcommands() {
+            check(sub, &[sub.get_name()]);
+        }
     }
 }

@@ -24,6 +24,10 @@ pub(super) fn say(text: &str) {
 pub(super) struct OutputError(std::io::Error);
 
 impl OutputError {
+    pub(super) fn new(error: std::io::Error) -> Self {
+        Self(error)
+    }
+
     pub(super) fn is_broken_pipe(&self) -> bool {
         self.0.kind() == std::io::ErrorKind::BrokenPipe
     }

@@ -9,6 +9,8 @@ use crate::config::{self, ConfigError, Source};
 /// List the lead APIs that are known, or show what is known of one
 ///
 /// A preset is selected with destination.preset; every key of it can be overridden.
+///
+/// Example: leadpost presets --output json
 #[derive(Debug, clap::Args)]
 pub(super) struct PresetsArgs {
     #[command(subcommand)]

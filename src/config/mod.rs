@@ -19,6 +19,7 @@ mod expressions;
 mod keys;
 mod lists;
 mod missing;
+mod origin;
 pub mod preset;
 mod ranges;
 mod redact;
@@ -35,15 +36,15 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub use auth::{Auth, AuthKind, ClientAuth, LifetimeUnit, TokenIn};
-pub use check::{check, need_amqp_url, need_postgres_url};
+pub use check::{check, is_destination_sound, need_amqp_url, need_postgres_url};
 pub use destination::{BodyFormat, Destination, Method, OnUncertain, Reconcile, Request};
 pub use expressions::{ANSWER_VARIABLES, FOUND_VARIABLES, LEAD_VARIABLES};
 pub use keys::known_keys;
 pub use missing::{Missing, missing, url_values, values};
+pub use origin::{Explained, Origin};
 pub use redact::Redactor;
 pub use response::ResponseRules;
 pub use secret::Secret;
-pub use shown::shown;
 pub use source::{ConfigError, Source};
 pub use status::StatusSet;
 pub use template::{Values, fill_in, fill_in_url};
@@ -316,6 +317,14 @@ pub struct Retention {
     pub cancelled_days: u32,
     /// What the API answered, of leads that are kept.
     pub answers_days: u32,
+}
+
+impl Retention {
+    /// Whether every lead is kept for ever.
+    pub fn is_off(&self) -> bool {
+        let days = serde_json::to_value(self).unwrap_or_default();
+        days.as_object().is_none_or(|days| days.values().all(|days| *days == 0))
+    }
 }
 
 /// The admin port.

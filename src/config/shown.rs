@@ -7,7 +7,7 @@ use super::template::is_placeholder;
 
 /// The settings as they may be shown: secrets hidden, and whatever else goes along with requests,
 /// unless it is a placeholder.
-pub fn shown(settings: &Settings) -> Value {
+pub(super) fn shown(settings: &Settings) -> Value {
     let mut shown = serde_json::to_value(settings).unwrap_or_default();
     for table in ["auth/headers", "auth/query", "auth/parameters", "request/headers"] {
         let members = shown.pointer_mut(&format!("/destination/{table}")).and_then(Value::as_object_mut);
@@ -28,7 +28,6 @@ pub fn shown(settings: &Settings) -> Value {
     if let Some(auth) = shown.pointer_mut("/destination/auth").and_then(Value::as_object_mut) {
         auth.retain(|key, _| ["kind", "headers", "query"].contains(&key.as_str()) || uses.contains(&key.as_str()));
     }
-    without_nulls(&mut shown);
     shown
 }
 
@@ -49,13 +48,5 @@ fn without_user(url: &str) -> String {
         (Some(scheme), Some((_, host))) => format!("{scheme}://***@{host}"),
         (None, Some((_, host))) => format!("***@{host}"),
         (_, None) => url.to_owned(),
-    }
-}
-
-/// TOML has no `null`: what is not set is left out.
-fn without_nulls(value: &mut Value) {
-    if let Value::Object(members) = value {
-        members.retain(|_, member| !member.is_null());
-        members.values_mut().for_each(without_nulls);
     }
 }

@@ -34,6 +34,15 @@ pub struct Source {
     pub flags: Vec<(String, String)>,
 }
 
+/// The settings, and what they were made of.
+pub(super) struct Layers {
+    pub(super) settings: Settings,
+    /// Those that do not come from the preset.
+    pub(super) own: Config,
+    /// The preset's name, and what it sets.
+    pub(super) preset: (String, Config),
+}
+
 impl Source {
     /// The file, and the environment of this process.
     pub fn of_process(file: Option<PathBuf>, flags: Vec<(String, String)>) -> Self {
@@ -50,7 +59,7 @@ impl Source {
     /// # Errors
     /// All problems that were found at the stage that failed.
     pub fn load(&self) -> Result<Settings, ConfigError> {
-        let (settings, own) = self.layers()?;
+        let Layers { settings, own, .. } = self.layers()?;
         let mut problems = super::check(&settings).err().unwrap_or_default();
         problems.extend(without_effect(&own, &settings));
         if problems.is_empty() { Ok(settings) } else { Err(ConfigError(problems)) }
@@ -62,11 +71,10 @@ impl Source {
     /// # Errors
     /// As [`Source::load`], without the rules across settings.
     pub fn read(&self) -> Result<Settings, ConfigError> {
-        self.layers().map(|(settings, _)| settings)
+        self.layers().map(|layers| layers.settings)
     }
 
-    /// All settings, and those of them that do not come from the preset.
-    fn layers(&self) -> Result<(Settings, Config), ConfigError> {
+    pub(super) fn layers(&self) -> Result<Layers, ConfigError> {
         let file = self.file_layer()?;
         let env = env::layer(&self.env)?;
         let flags = self.flag_layer()?;
@@ -83,20 +91,27 @@ impl Source {
         let whole = merge(&[&preset, &file, &env, &flags])?;
         let mut settings: Settings = whole.try_deserialize().map_err(|error| ConfigError::one(describe(&error)))?;
         resolve(&mut settings, |key| env::name(&self.env, key))?;
-        Ok((settings, own))
+        Ok(Layers { settings, own, preset: (name, preset) })
+    }
+
+    /// The file that is read.
+    pub(super) fn path(&self) -> &Path {
+        self.file.as_deref().unwrap_or_else(|| Path::new(DEFAULT_FILE))
+    }
+
+    /// What stands in it. Only one that was named has to be there.
+    pub(super) fn content(&self) -> Result<String, ConfigError> {
+        match std::fs::read_to_string(self.path()) {
+            Ok(content) => Ok(content),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && self.file.is_none() => Ok(String::new()),
+            Err(error) => Err(ConfigError::one(format!("{}: {error}", self.path().display()))),
+        }
     }
 
     fn file_layer(&self) -> Result<Config, ConfigError> {
-        let (path, required) = match &self.file {
-            Some(path) => (path.as_path(), true),
-            None => (Path::new(DEFAULT_FILE), false),
-        };
+        let path = self.path();
         let problem = |error: &dyn std::fmt::Display| ConfigError::one(format!("{}: {error}", path.display()));
-        let content = match std::fs::read_to_string(path) {
-            Ok(content) => content,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound && !required => String::new(),
-            Err(error) => return Err(problem(&error)),
-        };
+        let content = self.content()?;
         // Parsed here first: the text that `config` makes of an error shows the line, and with it a secret.
         if let Err(error) = toml::from_str::<toml::Table>(&content) {
             let (line, column) = place(&content, error.span().map_or(0, |span| span.start));

@@ -27,17 +27,18 @@
 mod accept;
 mod act;
 mod aside;
-mod browse;
 mod claim;
 mod edit;
 mod find;
 mod identity;
+mod inspect;
 mod list;
 mod model;
 mod pool;
 mod privacy;
 mod remove;
 mod settle;
+mod status;
 mod story;
 mod verify;
 mod workers;
@@ -47,15 +48,14 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::PgPool;
 use sqlx::migrate::{MigrateError, Migration};
 use sqlx::postgres::PgPoolOptions;
 
 pub use act::{Act, Action};
-pub use browse::{Status, Waiting};
 pub use claim::Expired;
 pub use edit::{Edit, Edited};
 pub use find::{Filter, Order, Place, When};
+pub use inspect::{Inspection, Refusal, Server, Tables};
 pub use list::{Group, Listed, Page};
 pub use model::{
     Arrival, Attempt, Claimed, Doubts, End, Fate, LeadState, Leased, Next, OnLock, Origin, Receipt, RequestKind,
@@ -63,6 +63,7 @@ pub use model::{
 };
 pub use privacy::{Collected, Erased, Subject};
 pub use settle::Settled;
+pub use status::{FirstInLine, Status, Waiting};
 pub use story::{AttemptRecord, InterventionRecord, LeadRecord, ReplayRecord};
 pub use verify::{Check, Verification};
 pub use workers::{Beat, WorkerRecord};
@@ -264,10 +265,10 @@ impl Ledger {
 }
 
 /// None if there is no table of them yet.
-async fn applied(pool: &PgPool) -> Result<HashMap<i64, Vec<u8>>, sqlx::Error> {
+async fn applied<'c>(executor: impl sqlx::PgExecutor<'c>) -> Result<HashMap<i64, Vec<u8>>, sqlx::Error> {
     const UNDEFINED_TABLE: &str = "42P01";
     let versions = sqlx::query_as("select version, checksum from _sqlx_migrations where success");
-    match versions.fetch_all(pool).await {
+    match versions.fetch_all(executor).await {
         Err(error) if sqlstate(&error).as_deref() == Some(UNDEFINED_TABLE) => Ok(HashMap::new()),
         result => result.map(|rows: Vec<(i64, Vec<u8>)>| rows.into_iter().collect()),
     }

@@ -73,6 +73,11 @@ impl Pool {
         limits(self.options.clone(), lock_timeout_ms, statement_timeout_ms)
     }
 
+    /// How long to wait for a connection.
+    pub(super) fn connect_timeout(&self) -> Duration {
+        self.connect_timeout
+    }
+
     /// Does `work` in a task that no caller can cancel, and again when it lost a conflict with another transaction. Only one without an
     /// answer is given up, together with its pool.
     ///

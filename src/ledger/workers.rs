@@ -24,6 +24,8 @@ pub struct WorkerRecord {
     /// When it started.
     #[serde(with = "time::serde::rfc3339")]
     pub started_at: OffsetDateTime,
+    /// How long ago that was.
+    pub up_s: f64,
     /// How long ago it was seen.
     pub seen_s: f64,
     /// What it said of itself.
@@ -149,6 +151,7 @@ impl Ledger {
                         .bind(&*ledger.queue)
                         .execute(&mut *transaction)
                         .await?;
+                    sqlx::query("select 1 from interventions where lead_id = $1").bind(id).fetch_optional(&mut *transaction).await?;
                     sqlx::query(
                         "insert into aside (destination, queue, lead_id, body, redelivered, replay) values ($1, $2, $3, '{}', false, false)",
                     )
@@ -195,7 +198,8 @@ impl Ledger {
                 let ledger = ledger.clone();
                 async move {
                     let rows = sqlx::query(
-                        "select id, queue, version, started_at, extract(epoch from now() - seen_at)::float8 as seen_s, status \
+                        "select id, queue, version, started_at, extract(epoch from now() - started_at)::float8 as up_s, \
+                             extract(epoch from now() - seen_at)::float8 as seen_s, status \
                          from workers where destination = $1 order by started_at, id",
                     )
                     .bind(&*ledger.destination)
@@ -208,6 +212,7 @@ impl Ledger {
                                 queue: row.try_get("queue")?,
                                 version: row.try_get("version")?,
                                 started_at: row.try_get("started_at")?,
+                                up_s: row.try_get("up_s")?,
                                 seen_s: row.try_get("seen_s")?,
                                 status: row.try_get("status")?,
                             })

@@ -14,7 +14,7 @@ use super::settle::AGAIN;
 use crate::broker::{Message, Receipt};
 use crate::fault;
 use crate::lead::{Code, Keys, Lead, LeadRules, Violation, identify};
-use crate::ledger::{Arrival, Fate, Ledger, LedgerError, OnLock, Origin};
+use crate::ledger::{Arrival, Fate, LeadState, Ledger, LedgerError, OnLock, Origin};
 use crate::metrics::Metrics;
 use crate::reason::chain;
 
@@ -268,12 +268,16 @@ impl Accept {
             Fate::Aside(_) => "aside",
         };
         self.metrics.messages.count(kind);
+        if !matches!(fate, Fate::Repeated(..) | Fate::Aside(_)) {
+            self.health.pulse().accepted();
+        }
         match fate {
             Fate::Leased(leased) if leased.origin == Origin::Conflict => {
                 tracing::warn!(lead.id = %leased.id, came_as = %arrival.id, "id conflict: another body, or a lead of another destination, has this id; accepted as a lead of its own");
             }
             Fate::Invalid(id) => {
                 self.metrics.ended.count("invalid");
+                self.health.pulse().settled(LeadState::Invalid);
                 let codes: Vec<&str> = arrival.violations.iter().map(|violation| violation.code.as_str()).collect();
                 for code in &codes {
                     self.metrics.violations.count(code);

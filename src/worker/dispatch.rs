@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::check::check;
+use super::pulse::Pulse;
 use super::verdict::{Facts, MAX_SUSPICIONS, Policy, again};
 use crate::auth::{AuthError, Token, Tokens};
 use crate::destination::{LeadApi, Outcome};
@@ -47,6 +48,7 @@ pub(super) struct Dispatch {
     pub(super) lease: Duration,
     pub(super) longest_post: Duration,
     pub(super) metrics: Arc<Metrics>,
+    pub(super) pulse: Arc<Pulse>,
     pub(super) drain: CancellationToken,
 }
 
@@ -389,6 +391,7 @@ impl<'a> Trip<'a> {
         let duration = started_at.elapsed();
         if request == RequestKind::Post {
             Metrics::observe(&self.dispatch.metrics.post_seconds, duration);
+            self.dispatch.pulse.took(duration);
         }
         self.dispatch.metrics.attempts.count(outcome.as_str());
         let answer = match exchange {

@@ -8,6 +8,7 @@ use serde::Serialize;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::pulse::{Lately, Pulse};
 use crate::auth::Tokens;
 use crate::broker::Link;
 use crate::flow::{CircuitState, Flow, FlowStatus};
@@ -30,6 +31,7 @@ pub struct Health {
     flow: Arc<Flow>,
     tokens: Tokens,
     metrics: Arc<Metrics>,
+    pulse: Arc<Pulse>,
     state: Mutex<State>,
 }
 
@@ -96,6 +98,16 @@ pub struct HealthReport {
     pub flow: FlowStatus,
 }
 
+/// What other processes may know of a worker. `leadpost status` shows it.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct Heartbeat {
+    #[serde(flatten)]
+    flow: FlowStatus,
+    rabbitmq: Dependency,
+    token: Dependency,
+    lately: Lately,
+}
+
 /// One of them.
 #[derive(Debug, Clone, Serialize)]
 pub struct Dependency {
@@ -114,7 +126,13 @@ impl Health {
             link: None,
             turned_at: Instant::now(),
         };
-        Self { flow, tokens, metrics, state: Mutex::new(state) }
+        let pulse = Arc::new(Pulse::new(Instant::now()));
+        Self { flow, tokens, metrics, pulse, state: Mutex::new(state) }
+    }
+
+    /// What was done lately.
+    pub(super) fn pulse(&self) -> &Arc<Pulse> {
+        &self.pulse
     }
 
     pub(super) fn watch_broker(&self, link: watch::Receiver<Link>) {
@@ -184,6 +202,12 @@ impl Health {
     pub(super) fn has_time_to_spare(&self) -> bool {
         let state = self.lock();
         state.failing.is_empty() && state.settling_late.is_none()
+    }
+
+    /// What the worker says of itself in its heartbeat.
+    pub(super) fn beat(&self) -> Heartbeat {
+        let HealthReport { rabbitmq, token, flow, .. } = self.report();
+        Heartbeat { flow, rabbitmq, token, lately: self.pulse.lately(Instant::now()) }
     }
 
     /// The intake loop turns.

@@ -186,7 +186,7 @@ impl Intake {
     async fn wait_for_ledger(&self, stop: &CancellationToken) -> bool {
         let mut tries = 0;
         loop {
-            let status = serde_json::to_value(self.flow.status(Instant::now())).unwrap_or_default();
+            let status = serde_json::to_value(self.health.beat()).unwrap_or_default();
             let asked_at = Instant::now();
             match self.ledger.rehearse().await {
                 Ok(()) => {

@@ -21,6 +21,7 @@ mod health;
 mod intake;
 mod orphans;
 mod probe;
+mod pulse;
 mod retention;
 mod settle;
 mod upkeep;
@@ -186,6 +187,7 @@ impl Worker {
             lease: Duration::from_millis(settings.flow.lease_ms),
             longest_post: Duration::from_millis(settings.destination.request.timeout_ms),
             metrics: Arc::clone(&metrics),
+            pulse: Arc::clone(health.pulse()),
             drain: shutdown.drain.clone(),
         });
 

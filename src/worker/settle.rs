@@ -10,7 +10,7 @@ use super::dispatch::{Said, Settling};
 use super::health::{Doing, Health};
 use super::verdict::{MAX_SUSPICIONS, Policy};
 use crate::lead::LeadId;
-use crate::ledger::{Ledger, LedgerError, Next, OnLock, RequestKind, Settled, Settlement};
+use crate::ledger::{LeadState, Ledger, LedgerError, Next, OnLock, RequestKind, Settled, Settlement};
 use crate::metrics::Metrics;
 use crate::reason::chain;
 use crate::schedule::Schedule;
@@ -155,6 +155,7 @@ impl Settler {
             Ok(rejected) => {
                 for id in rejected {
                     self.metrics.ended.count("rejected");
+                    self.health.pulse().settled(LeadState::Rejected);
                     tracing::warn!(lead.id = %id, state = "rejected", code = "systemic_own_fault", "lead settled");
                 }
             }
@@ -179,6 +180,7 @@ impl Settler {
             Some(u64::try_from(last.duration.as_millis()).unwrap_or(u64::MAX))
         };
         let (post_ms, query_ms) = (took_ms(RequestKind::Post), took_ms(RequestKind::Query));
+        self.health.pulse().settled(next.state());
         let state = next.state().as_str();
         match next {
             Next::Again { after, code, .. } => {

@@ -58,7 +58,7 @@ impl Upkeep {
 
     /// Whether it was written.
     async fn heartbeat(&self) -> bool {
-        let status = serde_json::to_value(self.flow.status(Instant::now())).unwrap_or_default();
+        let status = serde_json::to_value(self.health.beat()).unwrap_or_default();
         let asked_at = Instant::now();
         let shared = self.flow.hold_to_share(asked_at);
         match self.ledger.heartbeat(status, shared, flow::SEEN_WITHIN).await {

@@ -36,6 +36,11 @@ fn need(holds: bool, problem: &str) -> Result<(), ConfigError> {
     if holds { Ok(()) } else { Err(ConfigError::one(problem)) }
 }
 
+/// Whether nothing is wrong with the destination, so that a log-in and an API can be made of it.
+pub fn is_destination_sound(settings: &Settings) -> bool {
+    check_destination(settings).is_empty()
+}
+
 /// Checks everything that a worker needs.
 ///
 /// # Errors

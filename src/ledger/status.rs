@@ -1,4 +1,4 @@
-//! How many leads there are, where they are, and why they wait. Reads only.
+//! What the ledger knows, for people: the counts of a destination. Reads only, and a part that does not grow with the ledger.
 
 use std::collections::BTreeMap;
 
@@ -7,9 +7,10 @@ use sqlx::{PgPool, Row as _};
 
 use super::model::LeadState;
 use super::{Ledger, LedgerError};
+use crate::lead::LeadId;
 
 /// So many leads that are due, and so many that will be, are counted one by one; and of so many the reasons are.
-const LOOKED_AT: i64 = 10_000;
+const LOOKED_AT: i64 = 5_000;
 const REASONS_OF: i64 = 1_000;
 
 /// The counts of a destination.
@@ -27,6 +28,10 @@ pub struct Status {
     pub warnings: i64,
     /// How many messages were set aside because somebody has locked their leads.
     pub aside: i64,
+    /// For how many seconds more the API asked to be left alone.
+    pub held_s: Option<f64>,
+    /// How long ago the API took a lead last, in seconds.
+    pub last_delivery_s: Option<f64>,
 }
 
 /// The pending leads.
@@ -34,7 +39,7 @@ pub struct Status {
 pub struct Waiting {
     /// Leased to a worker.
     pub leased: i64,
-    /// Due now. At least so many, where there are more than 10,000 of these and of those that are due later.
+    /// Due now. At least so many, where there are more than 5,000 of these and of those that are due later.
     pub due: i64,
     /// Due later. At least so many, likewise.
     pub later: i64,
@@ -44,6 +49,21 @@ pub struct Waiting {
     pub next_due_s: Option<f64>,
     /// Why pending leads wait: the reasons of their last attempts, the most frequent first; of the 1,000 that are due first.
     pub reasons: Vec<(String, i64)>,
+    /// The one that has been due for the longest; if none is, the one that becomes due first.
+    pub first: Option<FirstInLine>,
+}
+
+/// The lead that is next.
+#[derive(Debug, Clone, Serialize)]
+pub struct FirstInLine {
+    /// Its id.
+    pub id: LeadId,
+    /// How long ago it was accepted, in seconds.
+    pub accepted_s: f64,
+    /// For how many seconds it has been due; negative: it will be.
+    pub due_s: f64,
+    /// What its last attempt came to, as a code.
+    pub code: Option<String>,
 }
 
 impl Ledger {
@@ -91,7 +111,10 @@ async fn status(pool: &PgPool, destination: &str) -> Result<Status, sqlx::Error>
              (select extract(epoch from next_attempt_at - now())::float8 from leads where destination = $1 \
                  and state = 'pending' and (lease is null)::int = 1 and next_attempt_at > now() order by next_attempt_at limit 1) as next_due_s, \
              (select count(*) from leads where destination = $1 and warning is not null) as warnings, \
-             (select count(*) from aside where destination = $1) as aside",
+             (select count(*) from aside where destination = $1) as aside, \
+             (select extract(epoch from held_until - now())::float8 from destinations where name = $1 and held_until > now()) as held_s, \
+             (select extract(epoch from now() - finished_at)::float8 from leads where destination = $1 and state = 'delivered' \
+                 order by finished_at desc limit 1) as last_delivery_s",
     )
     .bind(destination)
     .bind(LOOKED_AT)
@@ -106,6 +129,22 @@ async fn status(pool: &PgPool, destination: &str) -> Result<Status, sqlx::Error>
     .bind(REASONS_OF)
     .fetch_all(pool)
     .await?;
+    let first = sqlx::query(
+        "select id, extract(epoch from now() - accepted_at)::float8 as accepted_s, \
+             extract(epoch from now() - next_attempt_at)::float8 as due_s, code from leads where destination = $1 \
+             and state = 'pending' and (lease is null)::int = 1 order by next_attempt_at limit 1",
+    )
+    .bind(destination)
+    .fetch_optional(pool)
+    .await?;
+    let first = first.map(|row| {
+        Ok::<_, sqlx::Error>(FirstInLine {
+            id: LeadId(row.try_get("id")?),
+            accepted_s: row.try_get("accepted_s")?,
+            due_s: row.try_get("due_s")?,
+            code: row.try_get("code")?,
+        })
+    });
     let count = |column: &str| waiting.try_get::<i64, _>(column);
     let (leased, mut due, mut later) = (count("leased")?, count("due")?, count("later")?);
     let pending = states.get(&LeadState::Pending).copied().unwrap_or(0);
@@ -129,8 +168,11 @@ async fn status(pool: &PgPool, destination: &str) -> Result<Status, sqlx::Error>
                 .into_iter()
                 .map(|row| Ok((row.try_get("code")?, row.try_get("n")?)))
                 .collect::<Result<_, sqlx::Error>>()?,
+            first: first.transpose()?,
         },
         warnings: waiting.try_get("warnings")?,
         aside: waiting.try_get("aside")?,
+        held_s: waiting.try_get("held_s")?,
+        last_delivery_s: waiting.try_get("last_delivery_s")?,
     })
 }
