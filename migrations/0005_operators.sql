@@ -37,12 +37,14 @@ create table interventions (
     reason     text,
     body       bytea,
     body_before bytea,
+    email_key  bigint,
 
     constraint interventions_kind_is_known check (kind in ('cancel', 'release', 'edit', 'erase')),
     constraint interventions_edit_keeps_the_body check (body is null or kind = 'edit')
 );
 
 create index interventions_of_lead on interventions (lead_id);
+create index interventions_email on interventions (email_key) where email_key is not null;
 
 comment on table interventions is 'What people did to a lead, besides sending it on its way again (replays).';
 comment on column interventions.id is 'In the order in which they were written.';
@@ -55,9 +57,11 @@ comment on column interventions.reason is 'Why, in the person''s words.';
 comment on column interventions.body is 'Of an edit: the body as it was before.';
 comment on column interventions.body_before is 'SHA-256 of the body that was replaced or erased: a redelivery of that message is known by it.';
 
+comment on column interventions.email_key is 'Of an edit: the key of the body as it was before.';
+
 create table disclosures (
     id          bigint      generated always as identity primary key,
-    destination text        not null,
+    destination text,
     shown_at    timestamptz not null default now(),
     shown_to    text        not null,
     command     text        not null,
@@ -68,7 +72,7 @@ create table disclosures (
 
 comment on table disclosures is 'One row for each time that a person was shown personal data of leads: with --reveal, or by an export.';
 comment on column disclosures.id is 'In the order in which they were written.';
-comment on column disclosures.destination is 'Whose leads.';
+comment on column disclosures.destination is 'Whose leads; null: of every destination.';
 comment on column disclosures.shown_at is 'When.';
 comment on column disclosures.shown_to is 'The person.';
 comment on column disclosures.command is 'By which command of leadpost.';

@@ -1,5 +1,6 @@
 //! `leadpost requeue`, `cancel` and `release`: what a person decides about leads.
 
+use std::collections::HashSet;
 use std::io::{BufRead as _, IsTerminal as _};
 use std::sync::Arc;
 
@@ -9,14 +10,15 @@ use super::filter::FilterArgs;
 use super::{Exit, Output, ledger, print_json, say, who};
 use crate::config::Source;
 use crate::lead::{LeadId, assistant};
-use crate::ledger::{Act, Action, LeadState, Ledger, Order};
+use crate::ledger::{Act, Action, LeadState, Ledger, Named, Order};
 
 /// How many leads a preview shows.
 const SAMPLES: usize = 3;
 
 /// Send leads that have ended on their way again, with a fresh budget of attempts
 ///
-/// Their bodies are decoded and validated again, so a mended configuration is enough to save them. Leads that the API took,
+/// Their bodies are decoded and validated again, so a mended configuration is enough to save them. Without ids or --state, those that are
+/// invalid, rejected or exhausted: uncertain and cancelled ones are a person's decision, so name them or their state. Leads that the API took,
 /// or has, are left alone without --include-delivered. By ids it is done at once; by anything else you are asked first, or need
 /// --yes where nobody can be asked. A thousand leads at a time: interrupted, the rest is as it was; repeated, the rest is done. Exit
 /// code 1 if a lead that was named is not there, or was left alone.
@@ -27,7 +29,8 @@ pub(super) struct RequeueArgs {
     #[command(flatten)]
     act: ActArgs,
 
-    /// How many become due per second; without it all at once
+    /// How many become due per second; without it all at once. Repeated after an interruption, the rest is paced from then on, beside what is
+    /// due still
     #[arg(long, value_name = "N", value_parser = rate)]
     rate: Option<f64>,
 
@@ -120,6 +123,7 @@ struct Report {
 struct LeftAlone {
     id: LeadId,
     state: LeadState,
+    why: String,
 }
 
 /// How a decision is talked of.
@@ -214,23 +218,21 @@ async fn run(args: ActArgs, action: Action, words: &Words, source: &Source) -> a
     let ledger = ledger(&source.read()?, words.command)?;
     ledger.check_schema().await?;
     let (is_named, dry_run, output) = (args.filter.only_ids(), args.dry_run, args.output);
-    let act = Act { action, filter: args.filter.filter(), by: who(), reason: args.reason };
-    let named = named(&ledger, &args.filter.ids, action).await?;
+    let mut filter = args.filter.filter();
+    if matches!(action, Action::Requeue { .. }) && filter.ids.is_empty() && filter.states.is_none() {
+        filter.states = Some(vec![LeadState::Invalid, LeadState::Rejected, LeadState::Exhausted]);
+    }
+    // What is acted on is what was shown, however long somebody thinks about it.
+    let now = ledger.clock().await?;
+    let act = Act { action, filter: filter.as_of(now), by: who(), reason: args.reason, as_of: Some(now) };
+    let mut report = named(&ledger, &args.filter.ids, action).await?;
+    report.dry_run = dry_run;
     let matching = ledger.count(Arc::new(act.chosen())).await?;
-    // Who wants a lead sent again has what they want where it is pending.
-    let is_as_wanted = |left: &LeftAlone| {
-        matches!(
-            (left.state, action),
-            (LeadState::Pending, Action::Requeue { .. }) | (LeadState::Cancelled, Action::Cancel)
-        )
-    };
-    let is_fine = named.unknown.is_empty() && named.left_alone.iter().all(is_as_wanted);
-
     if matching > 0 && !is_named && output == Output::Text {
         preview(&ledger, &act, matching, words).await?;
     }
-    let done = if dry_run || matching == 0 {
-        matching
+    if dry_run || matching == 0 {
+        report.done = matching;
     } else {
         if !is_named && !args.yes && !is_confirmed(matching, words)? {
             say("nothing was done");
@@ -239,55 +241,106 @@ async fn run(args: ActArgs, action: Action, words: &Words, source: &Source) -> a
         let bar = progress(matching);
         let result = ledger.act(act, |done| bar.set_position(done)).await;
         bar.finish_and_clear();
-        result?
-    };
-    let report = Report { dry_run, done, ..named };
+        let acted = result?;
+        report.done = acted.leads;
+        if is_named {
+            // Claimed, or decided on, by somebody else in the meantime.
+            let missed: Vec<LeadId> = named_ids(&args.filter.ids)
+                .into_iter()
+                .filter(|id| !acted.named.contains(id) && !report.knows(*id))
+                .collect();
+            report
+                .left_alone
+                .extend(left_alone(&ledger, &missed, "was changed by somebody else just now; look at it again").await?);
+        }
+    }
     if output == Output::Json {
         print_json(&report)?;
     } else {
-        say(&sentence(done, dry_run, words));
+        say(&sentence(report.done, dry_run, words));
         for id in &report.unknown {
             say(&format!("  {id} is not in the ledger of this destination"));
         }
         for left in &report.left_alone {
-            say(&format!("  {} {}", left.id, why_not(left.state, action)));
+            say(&format!("  {} {}", left.id, left.why));
         }
     }
-    Ok(if is_fine { Exit::Done } else { Exit::No })
+    Ok(if report.is_fine(action) { Exit::Done } else { Exit::No })
+}
+
+impl Report {
+    fn knows(&self, id: LeadId) -> bool {
+        self.unknown.contains(&id) || self.left_alone.iter().any(|left| left.id == id)
+    }
+
+    /// Whether everything that was named is as it was wanted.
+    fn is_fine(&self, action: Action) -> bool {
+        let is_as_wanted = |left: &LeftAlone| {
+            matches!(
+                (left.state, action),
+                (LeadState::Pending, Action::Requeue { .. }) | (LeadState::Cancelled, Action::Cancel)
+            )
+        };
+        self.unknown.is_empty() && self.left_alone.iter().all(is_as_wanted)
+    }
+}
+
+/// Each id once.
+fn named_ids(ids: &[LeadId]) -> Vec<LeadId> {
+    let mut seen = HashSet::new();
+    ids.iter().copied().filter(|id| seen.insert(*id)).collect()
 }
 
 /// Which of the named leads it cannot be done to.
 async fn named(ledger: &Ledger, ids: &[LeadId], action: Action) -> anyhow::Result<Report> {
     let mut report = Report { dry_run: false, done: 0, unknown: Vec::new(), left_alone: Vec::new() };
-    if ids.is_empty() {
-        return Ok(report);
-    }
-    let mut ids = ids.to_vec();
-    let mut seen = std::collections::HashSet::new();
-    ids.retain(|id| seen.insert(*id));
-    for (id, state) in ledger.states_of(&ids).await? {
-        match state {
+    for named in ledger.named(&named_ids(ids)).await? {
+        let id = named.id;
+        match named.state {
             None => report.unknown.push(id),
-            Some(state) if !action.takes().contains(&state) => report.left_alone.push(LeftAlone { id, state }),
-            Some(_) => {}
+            Some(state) => {
+                report.left_alone.extend(why_not(&named, state, action).map(|why| LeftAlone { id, state, why }))
+            }
         }
     }
     Ok(report)
 }
 
-fn why_not(state: LeadState, action: Action) -> String {
-    match (state, action) {
+async fn left_alone(ledger: &Ledger, ids: &[LeadId], why: &str) -> anyhow::Result<Vec<LeftAlone>> {
+    let named = ledger.named(ids).await?;
+    let left = named
+        .into_iter()
+        .filter_map(|named| Some(LeftAlone { id: named.id, state: named.state?, why: why.to_owned() }));
+    Ok(left.collect())
+}
+
+fn why_not(named: &Named, state: LeadState, action: Action) -> Option<String> {
+    if named.is_erased {
+        return Some("was erased: nothing is left that could be sent, or cancelled".to_owned());
+    }
+    if action.takes().contains(&state) {
+        return (state == LeadState::Pending && named.is_leased)
+            .then(|| "is being posted just now; look at it again when that has ended".to_owned());
+    }
+    Some(match (state, action) {
         (LeadState::Pending, Action::Requeue { .. }) => "is pending anyway".to_owned(),
         (LeadState::Delivered | LeadState::Duplicate, Action::Requeue { .. }) => {
             "was taken by the API, or is there already; --include-delivered posts it once more".to_owned()
         }
         (state, Action::Cancel) => format!("has ended already: it is {state}"),
         (state, _) => format!("is not uncertain: it is {state}"),
-    }
+    })
 }
 
 async fn preview(ledger: &Ledger, act: &Act, matching: u64, words: &Words) -> anyhow::Result<()> {
-    say(&format!("{} {}, such as:", leads(matching), words.would_be));
+    let mut by_state = Vec::new();
+    for state in act.action.takes() {
+        let n = ledger.count(Arc::new(act.chosen().within(&[state]))).await?;
+        if n > 0 {
+            by_state.push(format!("{n} {state}"));
+        }
+    }
+    say(&format!("{} {} ({}), such as:", leads(matching), words.would_be, by_state.join(", ")));
     let page = ledger.list(Arc::new(act.chosen()), Order::OldestFirst, None, SAMPLES).await?;
     for listed in &page.leads {
         let why = listed.lead.code.as_deref().unwrap_or("no attempt yet");
@@ -331,7 +384,7 @@ fn leads(n: u64) -> String {
 
 fn rate(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
-        Ok(rate) if rate > 0.0 && rate.is_finite() => Ok(rate),
-        _ => Err("write a number above 0".to_owned()),
+        Ok(rate) if (0.001..=1e6).contains(&rate) => Ok(rate),
+        _ => Err("write a number from 0.001 to 1000000".to_owned()),
     }
 }

@@ -5,14 +5,17 @@ use std::sync::Arc;
 use time::OffsetDateTime;
 
 use super::filter::FilterArgs;
+use super::leads::Reveal;
 use super::{Exit, Output, ago, ledger, print, print_json, say};
 use crate::config::Source;
+use crate::lead::{LeadId, Person};
 use crate::ledger::{Group, LeadState};
 
 /// Show why leads ended badly, or wait after a failure: groups by state, code, status and reason, the largest first
 ///
-/// Each with how many leads, when the first and the last came to it, one of them, and the command that acts on the group. In
-/// reasons, <email>, <id>, # and "…" stand for what differs from lead to lead. Of each state, the newest 100,000 leads are looked at.
+/// Each with how many leads, when the first and the last came to it, one of them, and the command that acts on the group, and on what has
+/// joined it since. In reasons, <email>, <id>, # and "…" stand for what differs from lead to lead, and … for the name of a person, in which
+/// case the command is shown with --reveal only. Of each state, the newest 100,000 leads are looked at.
 ///
 /// Example: leadpost failures --since 24h
 #[derive(Debug, clap::Args)]
@@ -24,6 +27,9 @@ pub(super) struct FailuresArgs {
     #[arg(long, value_name = "N", default_value = "20")]
     limit: usize,
 
+    #[command(flatten)]
+    reveal: Reveal,
+
     /// How to print them
     #[arg(long, value_enum, default_value = "text")]
     output: Output,
@@ -31,23 +37,36 @@ pub(super) struct FailuresArgs {
 
 /// A group, and what can be done about it.
 #[derive(serde::Serialize)]
-struct Failure<'a> {
+struct Failure {
     #[serde(flatten)]
-    group: &'a Group,
-    command: String,
+    group: Group,
+    /// Nothing, where it would name a person.
+    command: Option<String>,
 }
 
 pub(super) async fn run(args: FailuresArgs, source: &Source) -> anyhow::Result<Exit> {
     let ledger = ledger(&source.read()?, "failures")?;
     ledger.check_schema().await?;
     let groups = ledger.failures(Arc::new(args.filter.filter())).await?;
-    let failures: Vec<Failure<'_>> =
-        groups.iter().take(args.limit).map(|group| Failure { group, command: command(group) }).collect();
+    let more = groups.len().saturating_sub(args.limit);
+    let mut failures = Vec::new();
+    for mut group in groups.into_iter().take(args.limit) {
+        // All leads of a group share its reason, and with it any name in it.
+        let person = Person::of(&ledger.body(group.sample).await?.unwrap_or_default());
+        let mut command = Some(command(&group, &args.filter));
+        if !args.reveal.reveal && person.is_named_in(&group.reason) {
+            group.reason = person.masked_in(&group.reason);
+            command = None;
+        }
+        failures.push(Failure { group, command });
+    }
+    let shown: Vec<LeadId> = failures.iter().map(|failure| failure.group.sample).collect();
+    args.reveal.record(&ledger, "failures", ledger.destination(), &shown).await?;
     if args.output == Output::Json {
         print_json(&failures)?;
         return Ok(Exit::Done);
     }
-    if groups.is_empty() {
+    if failures.is_empty() {
         say("no lead that matches has ended badly, or waits after a failure");
     }
     let now = OffsetDateTime::now_utc();
@@ -65,33 +84,34 @@ pub(super) async fn run(args: FailuresArgs, source: &Source) -> anyhow::Result<E
             since(group.last),
             group.sample
         ))?;
-        print(&format!("         {command}"))?;
+        print(&format!(
+            "         {}",
+            command.as_deref().unwrap_or("its command names a person: leadpost failures --reveal")
+        ))?;
     }
-    if groups.len() > failures.len() {
-        say(&format!("and {} groups more; --limit shows them", groups.len() - failures.len()));
+    if more > 0 {
+        say(&format!("and {more} groups more; --limit shows them"));
     }
     Ok(Exit::Done)
 }
 
 /// What acts on this group and no other.
-fn command(group: &Group) -> String {
+fn command(group: &Group, asked: &FilterArgs) -> String {
     let does = match group.state {
         LeadState::Pending => "leadpost leads list",
         LeadState::Uncertain => "leadpost release --as again",
         LeadState::Duplicate => "leadpost requeue --include-delivered",
         _ => "leadpost requeue",
     };
-    let mut command = format!("{does} --state {}", group.state);
-    if let Some(code) = &group.code {
-        command.push_str(&format!(" --code {}", quoted(code)));
-    }
-    if let Some(status) = group.http_status {
-        command.push_str(&format!(" --status {status}"));
-    }
+    let mut words = vec![format!("{does} --state {}", group.state)];
+    words.extend(group.code.iter().map(|code| format!("--code {}", quoted(code))));
+    words
+        .push(format!("--status {}", group.http_status.map_or_else(|| "none".to_owned(), |status| status.to_string())));
     if !group.reason.is_empty() {
-        command.push_str(&format!(" --because {}", quoted(&group.reason)));
+        words.push(format!("--because {}", quoted(&group.reason)));
     }
-    command
+    words.extend(asked.rest().iter().map(|word| quoted(word)));
+    words.join(" ")
 }
 
 /// As a shell reads it.

@@ -1,12 +1,13 @@
 //! Which leads: the same options in every command.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use crate::lead::{Key, LeadId};
-use crate::ledger::{Filter, LeadState, When};
+use crate::ledger::{Filter, LeadState, Subject, When};
 
 /// Which leads. What is given several times, or with commas, may be any of these; different options have to fit together.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -37,18 +38,18 @@ pub(super) struct FilterArgs {
     accepted_until: Option<When>,
 
     /// Of the person with this address
-    #[arg(long, value_name = "ADDRESS", value_delimiter = ',')]
+    #[arg(long, value_name = "ADDRESS", value_delimiter = ',', value_parser = address)]
     email: Vec<String>,
 
     /// For this assistant, by id or address
-    #[arg(long, value_name = "ID", value_delimiter = ',')]
+    #[arg(long, value_name = "ID", value_delimiter = ',', value_parser = given)]
     assistant: Vec<String>,
 
     /// Whose reason has this code, such as http_422
-    #[arg(long, value_name = "CODE", value_delimiter = ',')]
+    #[arg(long, value_name = "CODE", value_delimiter = ',', value_parser = given)]
     code: Vec<String>,
 
-    /// Whose last answer had this status: 422, or 5xx
+    /// Whose last answer had this status: 422, or 5xx; none: there was no answer
     #[arg(long, value_name = "STATUS", value_delimiter = ',', value_parser = status)]
     status: Vec<(i16, i16)>,
 
@@ -57,11 +58,11 @@ pub(super) struct FilterArgs {
     attempts: Option<(i32, i32)>,
 
     /// From this queue
-    #[arg(long, value_name = "QUEUE", value_delimiter = ',')]
+    #[arg(long, value_name = "QUEUE", value_delimiter = ',', value_parser = given)]
     queue: Vec<String>,
 
-    /// Whose reason contains this, in the words of leadpost failures
-    #[arg(long, value_name = "TEXT")]
+    /// Whose reason is this, in the words of leadpost failures
+    #[arg(long, value_name = "TEXT", value_parser = given)]
     because: Option<String>,
 
     /// Delivered, but the API may not be working them
@@ -89,6 +90,10 @@ impl FilterArgs {
         let mut states = self.state.clone();
         states.sort_unstable();
         states.dedup();
+        let keys = |texts: &[String], key: fn(&str) -> Key| {
+            let mut seen = HashSet::new();
+            texts.iter().map(|text| key(text)).filter(|key| seen.insert(*key)).collect::<Vec<_>>()
+        };
         Filter {
             ids: self.ids.clone(),
             states: (!states.is_empty()).then_some(states),
@@ -96,17 +101,68 @@ impl FilterArgs {
             until: self.until,
             accepted_since: self.accepted_since,
             accepted_until: self.accepted_until,
-            emails: self.email.iter().map(|address| Key::of_email(address)).collect(),
-            assistants: self.assistant.iter().map(|name| Key::of_assistant(name)).collect(),
+            emails: keys(&self.email, Key::of_email),
+            assistants: keys(&self.assistant, Key::of_assistant),
             codes: self.code.clone(),
             statuses: self.status.clone(),
-            attempts: self.attempts,
+            attempts: self.attempts.filter(|range| *range != (0, i32::MAX)),
             queues: self.queue.clone(),
             because: self.because.clone(),
             warned: self.warning,
             due: self.due,
             not_erased: false,
         }
+    }
+}
+
+impl FilterArgs {
+    /// What says the same on a command line, but for ids, states, codes, statuses and reasons.
+    pub(super) fn rest(&self) -> Vec<String> {
+        let time = |when: When| match when {
+            When::Ago(seconds) => format!("{seconds}s"),
+            When::At(at) => at.format(&Rfc3339).unwrap_or_else(|_| at.to_string()),
+        };
+        let mut words = Vec::new();
+        let times = [
+            ("--since", self.since),
+            ("--until", self.until),
+            ("--accepted-since", self.accepted_since),
+            ("--accepted-until", self.accepted_until),
+        ];
+        for (option, when) in times {
+            if let Some(when) = when {
+                words.extend([option.to_owned(), time(when)]);
+            }
+        }
+        for (option, texts) in [("--email", &self.email), ("--assistant", &self.assistant), ("--queue", &self.queue)] {
+            if !texts.is_empty() {
+                words.extend([option.to_owned(), texts.join(",")]);
+            }
+        }
+        if let Some((from, to)) = self.attempts {
+            words.extend(["--attempts".to_owned(), format!("{from}..{to}")]);
+        }
+        words.extend(
+            [(self.warning, "--warning"), (self.due, "--due")]
+                .iter()
+                .filter(|(is, _)| *is)
+                .map(|(_, option)| (*option).to_owned()),
+        );
+        words
+    }
+}
+
+/// A whole email address.
+pub(super) fn address(text: &str) -> Result<String, String> {
+    Subject::of(text).map(|_| text.to_owned())
+}
+
+/// A text that says something.
+fn given(text: &str) -> Result<String, String> {
+    if text.trim().is_empty() {
+        Err("it is empty, which would be no condition at all".to_owned())
+    } else {
+        Ok(text.to_owned())
     }
 }
 
@@ -128,7 +184,10 @@ fn when(text: &str) -> Result<When, String> {
 }
 
 fn status(text: &str) -> Result<(i16, i16), String> {
-    let problem = || "write a status such as 422, or 5xx for all that begin with 5".to_owned();
+    let problem = || "write a status such as 422, or 5xx for all that begin with 5, or none".to_owned();
+    if text == "none" {
+        return Ok((0, 0));
+    }
     if let Some(class) = text.strip_suffix("xx") {
         let class: i16 = class.parse().map_err(|_| problem())?;
         return if (1..=9).contains(&class) { Ok((class * 100, class * 100 + 99)) } else { Err(problem()) };
@@ -158,7 +217,10 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
         _ => return Err(problem()),
     };
     let number: f64 = text.strip_suffix(unit).unwrap_or_default().parse().map_err(|_| problem())?;
-    Duration::try_from_secs_f64(number * seconds).map_err(|_| problem())
+    // Longer than anything is kept, and within what a database can reckon with.
+    let most = 100.0 * 365.0 * 86_400.0;
+    let duration = Duration::try_from_secs_f64(number * seconds).map_err(|_| problem())?;
+    if duration.as_secs_f64() > most { Err("write at most a hundred years".to_owned()) } else { Ok(duration) }
 }
 
 #[cfg(test)]
@@ -169,7 +231,7 @@ mod tests {
     fn times_are_read_with_their_unit() {
         assert_eq!(duration("90s"), Ok(Duration::from_secs(90)));
         assert_eq!(duration("1.5h"), Ok(Duration::from_secs(5400)));
-        for bad in ["", "90", "h", "-1h", "1w", "1hh", "NaNs"] {
+        for bad in ["", "90", "h", "-1h", "1w", "1hh", "NaNs", "99999999999d"] {
             assert!(duration(bad).is_err(), "{bad}");
         }
     }
@@ -189,6 +251,7 @@ mod tests {
     fn statuses_and_attempts_may_be_ranges() {
         assert_eq!(status("422"), Ok((422, 422)));
         assert_eq!(status("5xx"), Ok((500, 599)));
+        assert_eq!(status("none"), Ok((0, 0)));
         assert_eq!(attempts("3"), Ok((3, 3)));
         assert_eq!(attempts("3.."), Ok((3, i32::MAX)));
         assert_eq!(attempts("..3"), Ok((0, 3)));

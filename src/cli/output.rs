@@ -77,10 +77,11 @@ pub(super) fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     table
 }
 
-/// Who sits there, as far as the environment says.
+/// Who sits there, as far as the environment says: `LEADPOST_OPERATOR`, or the user; in a container, which knows none, its host at least.
 pub(super) fn who() -> String {
-    let named = ["SUDO_USER", "USER", "LOGNAME"].into_iter().find_map(|name| std::env::var(name).ok());
-    named.filter(|name| !name.is_empty()).unwrap_or_else(|| "unknown".to_owned())
+    let named = |name: &str| std::env::var(name).ok().filter(|value| !value.trim().is_empty());
+    let user = ["LEADPOST_OPERATOR", "SUDO_USER", "USER", "LOGNAME"].into_iter().find_map(named);
+    user.unwrap_or_else(|| named("HOSTNAME").map_or_else(|| "unknown".to_owned(), |host| format!("somebody on {host}")))
 }
 
 /// Seconds as people say them.

@@ -54,7 +54,69 @@ impl std::fmt::Debug for Person {
     }
 }
 
-/// A text with its email addresses masked, such as a sentence of an API that quotes what it was sent.
+impl Person {
+    /// A text without what names this person or anybody's address or number, such as a sentence of an API that quotes what it was sent.
+    pub fn masked_in(&self, text: &str) -> String {
+        let mut masked = mask_text(text).into_owned();
+        let words = self.name.iter().flat_map(|name| std::iter::once(name.as_str()).chain(name.split_whitespace()));
+        for word in words.filter(|word| word.chars().count() >= 3) {
+            masked = without(&masked, word);
+        }
+        mask_numbers(&masked)
+    }
+
+    /// Whether a text names this person, beyond addresses and numbers.
+    pub fn is_named_in(&self, text: &str) -> bool {
+        let words = self.name.iter().flat_map(|name| name.split_whitespace());
+        words.filter(|word| word.chars().count() >= 3).any(|word| without(text, word) != text)
+    }
+}
+
+/// A text with this word of it as `…`, in whatever case it stands there.
+fn without(text: &str, word: &str) -> String {
+    let (lower, word) = (text.to_lowercase(), word.to_lowercase());
+    // Where letters change their length with their case, places would not be the same.
+    if lower.len() != text.len() {
+        return if lower.contains(&word) { lower.replace(&word, "…") } else { text.to_owned() };
+    }
+    let is_letter = |c: Option<char>| c.is_some_and(char::is_alphanumeric);
+    let (mut kept, mut from) = (String::with_capacity(text.len()), 0);
+    for (at, found) in lower.match_indices(&word) {
+        let (before, after) = (lower.get(..at).unwrap_or_default(), lower.get(at + found.len()..).unwrap_or_default());
+        if !is_letter(before.chars().next_back()) && !is_letter(after.chars().next()) {
+            kept.push_str(text.get(from..at).unwrap_or_default());
+            kept.push('…');
+            from = at + found.len();
+        }
+    }
+    kept.push_str(text.get(from..).unwrap_or_default());
+    kept
+}
+
+/// A text whose long numbers, such as those of telephones, are masked but for their last two digits.
+fn mask_numbers(text: &str) -> String {
+    const LONG: usize = 7;
+    let is_part = |c: char| c.is_ascii_digit() || " +()-/.".contains(c);
+    let mut masked = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find(|c: char| c.is_ascii_digit() || c == '+') {
+        let (before, from) = rest.split_at(at);
+        masked.push_str(before);
+        let end = from.find(|c| !is_part(c)).unwrap_or(from.len());
+        let number = from.get(..end).unwrap_or_default().trim_end_matches(|c: char| !c.is_ascii_digit());
+        let number = if number.is_empty() { from.get(..1).unwrap_or_default() } else { number };
+        if number.chars().filter(char::is_ascii_digit).count() >= LONG {
+            masked.push_str(&mask_phone(number));
+        } else {
+            masked.push_str(number);
+        }
+        rest = from.get(number.len()..).unwrap_or_default();
+    }
+    masked.push_str(rest);
+    masked
+}
+
+/// A text with its email addresses masked.
 pub fn mask_text(text: &str) -> Cow<'_, str> {
     if !text.contains('@') {
         return Cow::Borrowed(text);
@@ -145,5 +207,15 @@ mod tests {
         assert_eq!(mask_text(text), r#"422: "a…@e….com" is taken (see b…@e….org), not c"#);
         assert_eq!(mask_text("email=ann@example.com"), "email=a…@e….com");
         assert_eq!(mask_text("nothing of the kind"), "nothing of the kind");
+    }
+
+    #[test]
+    fn names_and_numbers_are_masked_where_they_stand_in_a_text() {
+        let ann = Person { name: Some("Ann Lee-Example Ü".to_owned()), ..Person::default() };
+        let text = "422: ANN Lee-Example, +49 (170) 123-4567, exists since 2026; annual fee 100";
+        assert_eq!(ann.masked_in(text), "422: … …, …67, exists since 2026; annual fee 100");
+        assert!(ann.is_named_in("Ann exists") && !ann.is_named_in("annual fee"));
+        assert_eq!(Person::default().masked_in("HTTP 503 after 20 attempts"), "HTTP 503 after 20 attempts");
+        assert_eq!(Person::default().masked_in("a + b, 1+"), "a + b, 1+");
     }
 }

@@ -277,13 +277,11 @@ impl Batch<'_> {
     ) -> Result<HashMap<LeadId, Known>, sqlx::Error> {
         let ids: Vec<Uuid> = known.iter().map(|entry| entry.id.0).collect();
         let bodies: Vec<&[u8]> = known.iter().map(|entry| &*self.arrival(entry).body).collect();
-        // What a person corrected, or erased, is to its producer what it was.
-        const LOOK_UP: &str = "select l.id, l.state, \
-                 l.body = t.body or exists (select 1 from interventions i where i.lead_id = l.id and i.body_before = sha256(t.body)), \
-                 coalesce(l.lease = $3, false), l.destination <> $4, l.attempts, l.replays, \
+        const LOOK_UP: &str = "select l.id, l.state, l.body = t.body, coalesce(l.lease = $3, false), l.destination <> $4, l.attempts, l.replays, \
                  exists (select 1 from replays r where r.lead_id = l.id \
                      and case when r.body_before is not null then r.body_before = sha256(t.body) else false end), \
-                 exists (select 1 from attempts a where a.lead_id = l.id and a.lease = $3) \
+                 exists (select 1 from attempts a where a.lead_id = l.id and a.lease = $3), \
+                 exists (select 1 from interventions i where i.lead_id = l.id and i.body_before = sha256(t.body)) \
              from unnest($1::uuid[], $2::bytea[]) as t (id, body) join leads l on l.id = t.id \
              order by l.id for update of l";
         let skip_locked = if self.on_lock == OnLock::Skip { " skip locked" } else { "" };
@@ -305,6 +303,7 @@ impl Batch<'_> {
                     replays: row.try_get(6)?,
                     had_this_body: row.try_get(7)?,
                     done_by_us: row.try_get(8)?,
+                    decided: row.try_get(9)?,
                 };
                 Ok((LeadId(row.try_get(0)?), known))
             })

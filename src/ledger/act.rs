@@ -10,6 +10,7 @@
 //! - Each transaction is whole, with who, when and why of each lead. Interrupted between two of them, the rest is as it was; repeated, it is done.
 //! - What came into its state, or into the ledger, after the first look is not touched: a lead that fails again meanwhile is not sent for ever.
 //! - A lead that is being posted is nobody's to change.
+//! - An end is dated after the row is locked: a post may have ended between that and the begin of the transaction.
 
 use std::sync::Arc;
 
@@ -81,6 +82,30 @@ pub struct Act {
     pub by: String,
     /// Why.
     pub reason: Option<String>,
+    /// What came into its state, or into the ledger, after then is left alone; `None`: after it begins.
+    pub as_of: Option<OffsetDateTime>,
+}
+
+/// What came of it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Acted {
+    /// To how many leads it was done.
+    pub leads: u64,
+    /// To which ones, of those that were named.
+    pub named: Vec<LeadId>,
+}
+
+/// A lead that was named.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Named {
+    /// Its id.
+    pub id: LeadId,
+    /// Its state; `None`: this destination has no such lead.
+    pub state: Option<LeadState>,
+    /// Whether it is being posted.
+    pub is_leased: bool,
+    /// Whether what is personal of it was erased.
+    pub is_erased: bool,
 }
 
 impl Act {
@@ -93,9 +118,9 @@ impl Act {
 }
 
 /// How far it is.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 struct Progress {
-    done: u64,
+    acted: Acted,
     after: Option<Place>,
     /// When the first look was taken, by the database's clock.
     began_at: Option<OffsetDateTime>,
@@ -106,22 +131,23 @@ impl Ledger {
     ///
     /// # Errors
     /// What the last transaction failed with. Those before it stay done; to do it again does the rest.
-    pub async fn act(&self, act: Act, mut told: impl FnMut(u64)) -> Result<u64, LedgerError> {
-        let act = Arc::new(act);
+    pub async fn act(&self, act: Act, mut told: impl FnMut(u64)) -> Result<Acted, LedgerError> {
         let filter = Arc::new(act.chosen());
-        let mut progress = Progress::default();
+        let mut progress = Progress { began_at: act.as_of, ..Progress::default() };
+        let act = Arc::new(act);
         loop {
             let ledger = self.clone();
-            let (act, filter) = (Arc::clone(&act), Arc::clone(&filter));
+            let (act, filter, before) = (Arc::clone(&act), Arc::clone(&filter), progress.clone());
             let step = self
                 .pool
                 .run_long("change leads", move |pool| {
                     let (ledger, act, filter) = (ledger.clone(), Arc::clone(&act), Arc::clone(&filter));
+                    let before = before.clone();
                     async move {
                         let mut transaction = pool.begin().await?;
                         // A filter may have to look at millions of leads.
                         sqlx::query("set local statement_timeout = 0").execute(&mut *transaction).await?;
-                        let step = step(&mut transaction, &ledger, &act, &filter, progress).await?;
+                        let step = step(&mut transaction, &ledger, &act, &filter, before).await?;
                         fault::at(Point::Requeueing);
                         transaction.commit().await?;
                         fault::at(Point::Requeued);
@@ -129,17 +155,17 @@ impl Ledger {
                     }
                 })
                 .await?;
-            let Some(next) = step else { return Ok(progress.done) };
+            let Some(next) = step else { return Ok(progress.acted) };
             progress = next;
-            told(progress.done);
+            told(progress.acted.leads);
         }
     }
 
-    /// In which states these leads are; `None`: this destination has no such lead.
+    /// What is known of these leads.
     ///
     /// # Errors
     /// That the ledger cannot be read.
-    pub async fn states_of(&self, ids: &[LeadId]) -> Result<Vec<(LeadId, Option<LeadState>)>, LedgerError> {
+    pub async fn named(&self, ids: &[LeadId]) -> Result<Vec<Named>, LedgerError> {
         let ids: Arc<[Uuid]> = ids.iter().map(|id| id.0).collect();
         let ledger = self.clone();
         self.pool
@@ -147,7 +173,8 @@ impl Ledger {
                 let (ids, ledger) = (Arc::clone(&ids), ledger.clone());
                 async move {
                     let rows = sqlx::query(
-                        "select t.id, l.state from unnest($1::uuid[]) with ordinality as t (id, place) \
+                        "select t.id, l.state, l.lease is not null, l.erased_at is not null \
+                         from unnest($1::uuid[]) with ordinality as t (id, place) \
                          left join leads l on l.id = t.id and l.destination = $2 order by t.place",
                     )
                     .bind(&*ids)
@@ -157,11 +184,26 @@ impl Ledger {
                     rows.iter()
                         .map(|row| {
                             let state: Option<String> = row.try_get(1)?;
-                            Ok((LeadId(row.try_get(0)?), state.map(super::accept::state).transpose()?))
+                            Ok(Named {
+                                id: LeadId(row.try_get(0)?),
+                                state: state.map(super::accept::state).transpose()?,
+                                is_leased: row.try_get(2)?,
+                                is_erased: row.try_get(3)?,
+                            })
                         })
                         .collect()
                 }
             })
+            .await
+    }
+
+    /// What time it is, by the database's clock.
+    ///
+    /// # Errors
+    /// That the ledger cannot be asked.
+    pub async fn clock(&self) -> Result<OffsetDateTime, LedgerError> {
+        self.pool
+            .run("ask for the time", |pool| async move { sqlx::query_scalar("select now()").fetch_one(&pool).await })
             .await
     }
 }
@@ -193,14 +235,18 @@ async fn step(
     for row in &found {
         ids.push(row.try_get::<Uuid, _>("id")?);
     }
+    let done = before.acted.leads;
     let changed = match act.action {
-        Action::Requeue { .. } | Action::SendAgain { .. } => {
-            requeue(connection, act, ids, before.done, began_at).await?
-        }
+        Action::Requeue { .. } | Action::SendAgain { .. } => requeue(connection, act, ids, done, began_at).await?,
         Action::Cancel => cancel(connection, act, ids, began_at).await?,
         Action::SettleDelivered => settle_delivered(connection, act, ids, began_at).await?,
     };
-    Ok(Some(Progress { done: before.done + changed, after, began_at: Some(began_at) }))
+    let mut acted = before.acted;
+    acted.leads += changed.len() as u64;
+    if !filter.ids.is_empty() {
+        acted.named.extend(changed.into_iter().map(LeadId));
+    }
+    Ok(Some(Progress { acted, after, began_at: Some(began_at) }))
 }
 
 /// Names the rows that are locked and changed: they are looked at again, as somebody may have been faster.
@@ -215,10 +261,10 @@ async fn requeue(
     ids: Vec<Uuid>,
     before: u64,
     began_at: OffsetDateTime,
-) -> Result<u64, sqlx::Error> {
+) -> Result<Vec<Uuid>, sqlx::Error> {
     // Due one after the other also when all at once: a million at one point in time would have no order among them.
     let due = "$7 + ($5::bigint + n.n) * case when $6::float8 is null then interval '1 microsecond' else interval '1 second' / $6 end";
-    let rows = sqlx::query(AssertSqlSafe(format!(
+    sqlx::query_scalar(AssertSqlSafe(format!(
         "with {ENDED}, numbered as ( \
              select id, state, row_number() over (order by finished_at, id) - 1 as n from locked \
          ), noted as ( \
@@ -229,7 +275,7 @@ async fn requeue(
              next_attempt_at = {due}, budget_from = {due}, \
              charged = 0, suspected = 0, replays = l.replays + 1, \
              code = null, reason = null, violations = null, warning = null \
-         from numbered n where l.id = n.id"
+         from numbered n where l.id = n.id returning l.id"
     )))
     .bind(ids)
     .bind(names(&act.action.takes()))
@@ -239,9 +285,8 @@ async fn requeue(
     .bind(act.action.rate_per_s())
     .bind(began_at)
     .bind(&act.reason)
-    .execute(connection)
-    .await?;
-    Ok(rows.rows_affected())
+    .fetch_all(connection)
+    .await
 }
 
 async fn cancel(
@@ -249,8 +294,8 @@ async fn cancel(
     act: &Act,
     ids: Vec<Uuid>,
     began_at: OffsetDateTime,
-) -> Result<u64, sqlx::Error> {
-    let rows = sqlx::query(
+) -> Result<Vec<Uuid>, sqlx::Error> {
+    sqlx::query_scalar(
         "with locked as ( \
              select id from leads where id = any($1) and state = 'pending' and lease is null and accepted_at <= $2 \
              order by id for update \
@@ -258,18 +303,17 @@ async fn cancel(
              insert into interventions (lead_id, kind, from_state, done_by, reason) \
              select id, 'cancel', 'pending', $3, $4 from locked \
          ) \
-         update leads l set state = 'cancelled', changed_at = now(), finished_at = now(), next_attempt_at = null, \
+         update leads l set state = 'cancelled', changed_at = now(), finished_at = clock_timestamp(), next_attempt_at = null, \
              code = 'cancelled', reason = $5 \
-         from locked where l.id = locked.id",
+         from locked where l.id = locked.id returning l.id",
     )
     .bind(ids)
     .bind(began_at)
     .bind(&act.by)
     .bind(&act.reason)
     .bind(said("cancelled", act))
-    .execute(connection)
-    .await?;
-    Ok(rows.rows_affected())
+    .fetch_all(connection)
+    .await
 }
 
 async fn settle_delivered(
@@ -277,14 +321,14 @@ async fn settle_delivered(
     act: &Act,
     ids: Vec<Uuid>,
     began_at: OffsetDateTime,
-) -> Result<u64, sqlx::Error> {
-    let rows = sqlx::query(AssertSqlSafe(format!(
+) -> Result<Vec<Uuid>, sqlx::Error> {
+    sqlx::query_scalar(AssertSqlSafe(format!(
         "with {ENDED}, noted as ( \
              insert into interventions (lead_id, kind, from_state, done_by, reason) \
              select id, 'release', state, $4, $5 from locked \
          ) \
-         update leads l set state = 'delivered', changed_at = now(), finished_at = now(), code = 'released', reason = $6 \
-         from locked where l.id = locked.id"
+         update leads l set state = 'delivered', changed_at = now(), finished_at = clock_timestamp(), code = 'released', reason = $6 \
+         from locked where l.id = locked.id returning l.id"
     )))
     .bind(ids)
     .bind(names(&act.action.takes()))
@@ -292,9 +336,8 @@ async fn settle_delivered(
     .bind(&act.by)
     .bind(&act.reason)
     .bind(said("settled as delivered", act))
-    .execute(connection)
-    .await?;
-    Ok(rows.rows_affected())
+    .fetch_all(connection)
+    .await
 }
 
 /// Who did what, and why.

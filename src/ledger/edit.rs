@@ -20,7 +20,7 @@ pub struct Edit {
     pub after: Vec<u8>,
     /// What it can be found by then.
     pub keys: Keys,
-    /// Also when the API took it, or has it: it is posted once more.
+    /// Also when the API took it, has it, or may have it: it is posted once more.
     pub include_delivered: bool,
     /// Who.
     pub by: String,
@@ -39,7 +39,7 @@ pub enum Edited {
     Changed,
     /// It is being posted: nobody knows with which body it would arrive.
     Posting,
-    /// The API has it, and that was not to be overridden.
+    /// The API has it, or may have it, and that was not to be overridden.
     Taken(LeadState),
 }
 
@@ -65,7 +65,7 @@ impl Ledger {
                     .await?;
                     let Some(row) = row else { return Ok(Edited::Unknown) };
                     let state = super::accept::state(row.try_get(0)?)?;
-                    let is_taken = matches!(state, LeadState::Delivered | LeadState::Duplicate);
+                    let is_taken = matches!(state, LeadState::Delivered | LeadState::Duplicate | LeadState::Uncertain);
                     if row.try_get(2)? {
                         return Ok(Edited::Posting);
                     }
@@ -77,8 +77,8 @@ impl Ledger {
                     }
                     sqlx::query(
                         "with noted as ( \
-                             insert into interventions (lead_id, kind, from_state, done_by, reason, body, body_before) \
-                             values ($1, 'edit', $2, $3, $4, $5, sha256($5)) \
+                             insert into interventions (lead_id, kind, from_state, done_by, reason, body, body_before, email_key) \
+                             select id, 'edit', $2, $3, $4, $5, sha256($5), email_key from leads where id = $1 \
                          ), replayed as ( \
                              insert into replays (lead_id, from_state, kind, replayed_by, reason) values ($1, $2, 'requeue', $3, $4) \
                          ) \

@@ -61,13 +61,13 @@ pub struct Filter {
     pub assistants: Vec<Key>,
     /// Why it is in its state, as codes.
     pub codes: Vec<String>,
-    /// Statuses of the last answer, from and to, both included.
+    /// Statuses of the last answer, from and to, both included; 0: none came.
     pub statuses: Vec<(i16, i16)>,
     /// How many attempts were made, from and to, both included.
     pub attempts: Option<(i32, i32)>,
     /// Queues that it came from.
     pub queues: Vec<String>,
-    /// What its reason says, in part, as `failures` shows it.
+    /// What its reason says, as `failures` shows it.
     pub because: Option<String>,
     /// Only deliveries that the API may not be working.
     pub warned: bool,
@@ -91,6 +91,18 @@ impl Filter {
     /// Whether it lets every lead through.
     pub fn is_empty(&self) -> bool {
         *self == Self { not_erased: self.not_erased, ..Self::default() }
+    }
+
+    /// With points in time in place of how long ago they are, so that it means the same however long its use takes.
+    #[must_use]
+    pub fn as_of(mut self, now: OffsetDateTime) -> Self {
+        let times = [&mut self.since, &mut self.until, &mut self.accepted_since, &mut self.accepted_until];
+        for when in times.into_iter().flatten() {
+            if let When::Ago(seconds) = *when {
+                *when = When::At(now - time::Duration::seconds_f64(seconds));
+            }
+        }
+        self
     }
 
     /// Only those of these states.
@@ -131,19 +143,19 @@ impl Filter {
             }
         }
         if !self.statuses.is_empty() {
-            query.push(
-                " and exists (select 1 from attempts a where a.lead_id = l.id and a.number = l.attempts and (false",
-            );
+            let last =
+                "coalesce((select a.http_status from attempts a where a.lead_id = l.id and a.number = l.attempts), 0)";
+            query.push(" and (false");
             for (from, to) in &self.statuses {
-                query.push(" or a.http_status between ").push_bind(*from).push(" and ").push_bind(*to);
+                query.push(format_args!(" or {last} between ")).push_bind(*from).push(" and ").push_bind(*to);
             }
-            query.push("))");
+            query.push(")");
         }
         if let Some((from, to)) = self.attempts {
             query.push(" and l.attempts between ").push_bind(from).push(" and ").push_bind(to);
         }
         if let Some(because) = &self.because {
-            query.push(" and position(").push_bind(because.clone()).push(" in ").push(NORMALIZED_REASON).push(") > 0");
+            query.push(" and ").push(NORMALIZED_REASON).push(" = ").push_bind(because.clone());
         }
         if self.warned {
             query.push(" and l.warning is not null");

@@ -15,6 +15,8 @@ pub(super) struct Known {
     pub(super) replays: i32,
     /// It had this body before a message replaced it.
     pub(super) had_this_body: bool,
+    /// It had this body before a person corrected or erased it.
+    pub(super) decided: bool,
 }
 
 /// What to do with an arrival whose id is known.
@@ -38,6 +40,11 @@ pub(super) enum Decision {
 pub(super) fn decide(known: &Known, arrival: &Arrival, given: bool) -> Decision {
     if known.elsewhere {
         return Decision::Elsewhere;
+    }
+    // To its producer it is the message that it was, and a person has decided what becomes of that.
+    let is_open = matches!(known.state, LeadState::Pending | LeadState::Delivered | LeadState::Duplicate);
+    if known.decided && (is_open || !arrival.replay) {
+        return Decision::Repeat;
     }
     if known.ours && known.same_body && !given {
         return Decision::AlreadyLeased;
@@ -89,6 +96,7 @@ mod tests {
             attempts: 0,
             replays: 0,
             had_this_body: false,
+            decided: false,
         }
     }
 
@@ -101,6 +109,19 @@ mod tests {
             replay,
             keys: Keys::default(),
             violations: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_message_whose_body_a_person_corrected_or_erased_starts_nothing_unless_its_producer_insists() {
+        for state in LeadState::ALL {
+            let known = Known { decided: true, ..known(state, false, false) };
+            for redelivered in [false, true] {
+                assert_eq!(decide(&known, &arrival(redelivered, false), false), Decision::Repeat, "{state}");
+            }
+            let has_it = matches!(state, LeadState::Pending | LeadState::Delivered | LeadState::Duplicate);
+            let insisted = if has_it { Decision::Repeat } else { Decision::Replay };
+            assert_eq!(decide(&known, &arrival(false, true), false), insisted, "{state}");
         }
     }
 

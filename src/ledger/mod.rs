@@ -51,7 +51,7 @@ use std::time::Duration;
 use sqlx::migrate::{MigrateError, Migration};
 use sqlx::postgres::PgPoolOptions;
 
-pub use act::{Act, Action};
+pub use act::{Act, Acted, Action, Named};
 pub use claim::Expired;
 pub use edit::{Edit, Edited};
 pub use find::{Filter, Order, Place, When};
@@ -61,7 +61,7 @@ pub use model::{
     Arrival, Attempt, Claimed, Doubts, End, Fate, LeadState, Leased, Next, OnLock, Origin, Receipt, RequestKind,
     Settlement,
 };
-pub use privacy::{Collected, Erased, Subject};
+pub use privacy::{Collected, Erased, Found, Redacted, Subject};
 pub use settle::Settled;
 pub use status::{FirstInLine, Status, Waiting};
 pub use story::{AttemptRecord, InterventionRecord, LeadRecord, ReplayRecord};
@@ -190,6 +190,11 @@ impl Ledger {
             queue: settings.amqp.queue.as_str().into(),
             worker: worker.into(),
         })
+    }
+
+    /// The destination whose leads these are.
+    pub fn destination(&self) -> &str {
+        &self.destination
     }
 
     /// The name under which this handle leases leads.

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 use sqlx::postgres::PgRow;
-use sqlx::{AssertSqlSafe, PgPool, Row as _};
+use sqlx::{AssertSqlSafe, PgConnection, Row as _};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -143,7 +143,12 @@ impl Ledger {
     /// # Errors
     /// That the ledger cannot be read.
     pub async fn show(&self, id: LeadId) -> Result<Option<LeadRecord>, LedgerError> {
-        self.pool.run("read a lead", move |pool| async move { show(&pool, id).await }).await
+        self.pool
+            .run("read a lead", move |pool| async move {
+                let mut connection = pool.acquire().await?;
+                show(&mut connection, id).await
+            })
+            .await
     }
 
     /// The body of a lead as it came.
@@ -159,10 +164,10 @@ impl Ledger {
     }
 }
 
-async fn show(pool: &PgPool, id: LeadId) -> Result<Option<LeadRecord>, sqlx::Error> {
+pub(super) async fn show(connection: &mut PgConnection, id: LeadId) -> Result<Option<LeadRecord>, sqlx::Error> {
     let row = sqlx::query(AssertSqlSafe(format!("select l.id, {LEAD} from leads l where l.id = $1")))
         .bind(id.0)
-        .fetch_optional(pool)
+        .fetch_optional(&mut *connection)
         .await?;
     let Some(row) = row else { return Ok(None) };
     let attempts = sqlx::query(
@@ -170,19 +175,19 @@ async fn show(pool: &PgPool, id: LeadId) -> Result<Option<LeadRecord>, sqlx::Err
          from attempts where lead_id = $1 order by number",
     )
     .bind(id.0)
-    .fetch_all(pool)
+    .fetch_all(&mut *connection)
     .await?;
     let replays = sqlx::query(
         "select replayed_at, from_state, kind, replayed_by, reason from replays where lead_id = $1 order by id",
     )
     .bind(id.0)
-    .fetch_all(pool)
+    .fetch_all(&mut *connection)
     .await?;
     let interventions = sqlx::query(
         "select done_at, kind, from_state, done_by, reason from interventions where lead_id = $1 order by id",
     )
     .bind(id.0)
-    .fetch_all(pool)
+    .fetch_all(connection)
     .await?;
     let mut lead = lead(&row)?;
     lead.history = attempts.iter().map(attempt).collect::<Result<_, _>>()?;

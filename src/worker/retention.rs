@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use time::OffsetDateTime;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -44,12 +43,10 @@ impl Retention {
     /// Runs until it is told to stop.
     pub(super) async fn run(self) {
         let mut pause = SOON;
-        // Answers before that are redacted, or another destination's.
-        let mut redacted_to = None;
         while self.waits(pause.mul_f64(0.9 + 0.2 * fastrand::f64())).await {
             pause = if self.health.has_time_to_spare() {
                 self.round().await;
-                self.redact(&mut redacted_to).await;
+                self.redact().await;
                 PERIOD
             } else {
                 SOON
@@ -100,20 +97,22 @@ impl Retention {
     }
 
     /// Redacts all answers that are old enough by now.
-    async fn redact(&self, redacted_to: &mut Option<OffsetDateTime>) {
+    async fn redact(&self) {
         let Some(kept_for) = self.answers else { return };
-        let mut redacted = 0;
+        let (mut redacted, mut after) = (0, None);
         while self.health.has_time_to_spare() {
             let began = Instant::now();
             let batch = tokio::select! {
                 () = self.stop.cancelled() => break,
-                batch = self.ledger.redact(kept_for, *redacted_to, BATCH) => batch,
+                batch = self.ledger.redact(kept_for, after, BATCH) => batch,
             };
             match batch {
                 Ok((n, next)) => {
                     redacted += n;
-                    let Some(next) = next else { break };
-                    *redacted_to = Some(next);
+                    if next.is_none() {
+                        break;
+                    }
+                    after = next;
                 }
                 Err(error) => {
                     tracing::warn!(error = %chain(&error), "could not redact old answers");

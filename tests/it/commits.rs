@@ -171,13 +171,14 @@ async fn a_requeue_whose_answer_was_lost_is_repeated_without_harm() {
             filter: Filter::of_states(&[LeadState::Exhausted]),
             by: "test".to_owned(),
             reason: None,
+            as_of: None,
         };
         let ledger = unlucky(&world, &proxy, loss, REQUEUE);
         assert_unknown(loss, ledger.act(requeue.clone(), |_| ()).await);
         let expected = if loss.is_committed() { LeadState::Pending } else { LeadState::Exhausted };
         assert_eq!(world.state(id).await, Some(expected), "{loss:?}");
         for repeated in [false, true] {
-            let requeued = ledger.act(requeue.clone(), |_| ()).await.unwrap();
+            let requeued = ledger.act(requeue.clone(), |_| ()).await.unwrap().leads;
             assert_eq!(requeued, u64::from(!loss.is_committed() && !repeated), "{loss:?}");
         }
         let lead = world.show(id).await;

@@ -13,11 +13,11 @@ use crate::support::scene::LEASE;
 use crate::support::{Message, World};
 
 fn act(action: Action, filter: Filter) -> Act {
-    Act { action, filter, by: "carla".to_owned(), reason: Some("wrong campaign".to_owned()) }
+    Act { action, filter, by: "carla".to_owned(), reason: Some("wrong campaign".to_owned()), as_of: None }
 }
 
 async fn done(world: &World, act: Act) -> u64 {
-    world.ledger.act(act, |_| ()).await.unwrap()
+    world.ledger.act(act, |_| ()).await.unwrap().leads
 }
 
 /// What people did to a lead: kind, from which state, by whom, why.
@@ -77,7 +77,7 @@ async fn a_lead_that_is_being_posted_is_nobodys_to_cancel_or_to_correct() {
     assert_eq!(world.state(id).await, Some(LeadState::Pending));
     assert_eq!(interventions(&world, id).await, []);
     let said = world.leadpost(&["cancel", &id.to_string()]).await;
-    assert!(said.stderr.contains("0 leads are cancelled"), "{said:?}");
+    assert!(said.code == Some(1) && said.stderr.contains("is being posted just now"), "{said:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -157,6 +157,25 @@ async fn a_corrected_lead_is_posted_as_corrected_and_its_message_coming_again_br
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_correction_that_is_refused_too_is_not_undone_by_the_message_that_it_corrected() {
+    let world = World::new().await;
+    let id = world.put("ann", LeadState::Rejected).await;
+    let (wrong, still_wrong) = (World::lead("ann"), World::lead("ann").replace("61", "62"));
+    assert_eq!(world.ledger.edit(edit(id, &wrong, &still_wrong)).await.unwrap(), Edited::Done);
+    world.sandbox.faults().script([Fault::status(422)]);
+    let running = world.start().await;
+    world.until_state(id, LeadState::Rejected).await;
+    world.broker.publish(Message::new(id, &wrong)).await;
+    world.until_received(2).await;
+    assert_eq!((world.state(id).await, world.posts(id)), (Some(LeadState::Rejected), 1));
+    assert_eq!(world.ledger.body(id).await.unwrap().unwrap(), still_wrong.as_bytes());
+    // Another body is news.
+    world.broker.publish(Message::new(id, &World::lead("ann").replace("61", "63"))).await;
+    world.until_state(id, LeadState::Delivered).await;
+    world.finish(running).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_lead_is_corrected_in_an_editor_or_from_a_file_and_only_to_a_valid_one() {
     let world = World::new().await;
     let id = LeadId(Uuid::new_v4());
@@ -231,7 +250,7 @@ async fn a_decision_takes_a_thousand_leads_at_a_time_and_goes_on_where_it_was_in
         "two whole transactions"
     );
     let rest = world.ledger.act(requeue(), |done| told.push(done)).await.unwrap();
-    assert_eq!((rest, &told[..]), (500, &[500][..]));
+    assert_eq!((rest.leads, &told[..]), (500, &[500][..]));
     assert_eq!(world.number("select count(*) from replays").await, LEADS, "each lead once");
     let spread = "select extract(epoch from max(next_attempt_at) - min(next_attempt_at))::bigint from leads where \
          next_attempt_at < now() + interval '1 minute'";

@@ -101,8 +101,13 @@ async fn every_condition_finds_the_leads_that_fit_and_no_others_and_all_of_them_
     matches(&world, Filter { attempts: Some((1, i32::MAX)), ..Filter::of_states(&bad) }, &of(&[4, 5])).await;
     matches(&world, Filter { queues: vec![world.broker.queue.clone()], ..any() }, &of(&all)).await;
     matches(&world, Filter { queues: vec!["other".to_owned()], ..any() }, &[]).await;
-    matches(&world, Filter { because: Some("by a test".to_owned()), ..Filter::of_states(&bad) }, &of(&[4, 5])).await;
-    matches(&world, Filter { because: Some("by_a_test".to_owned()), ..any() }, &[]).await;
+    matches(
+        &world,
+        Filter { because: Some("put there by a test".to_owned()), ..Filter::of_states(&bad) },
+        &of(&[4, 5]),
+    )
+    .await;
+    matches(&world, Filter { because: Some("by a test".to_owned()), ..any() }, &[]).await;
     matches(&world, Filter { warned: true, ..any() }, &of(&[1])).await;
     matches(&world, Filter { due: true, ..any() }, &[]).await;
     matches(&world, Filter { since: Some(When::Ago(3600.0)), ..any() }, &of(&[1, 2, 3, 5, 6, 7])).await;
@@ -256,7 +261,12 @@ async fn failures_are_grouped_by_what_they_share_and_the_command_of_a_group_find
         Fault::answer(StatusAnswer { body, ..StatusAnswer::new(422) })
     };
     let running = world.start().await;
-    for (name, text) in [("a", "contact 17 is taken"), ("b", "contact 18 is taken"), ("c", "it's odd: \\\"7\\\"")] {
+    for (name, text) in [
+        ("a", "contact 17 is taken"),
+        ("b", "contact 18 is taken"),
+        ("c", "it's odd: \\\"7\\\""),
+        ("g", "it's odd: \\\"7\\\", too"),
+    ] {
         world.sandbox.faults().script([says(text)]);
         let id = world.publish(name).await;
         world.until_state(id, LeadState::Rejected).await;
@@ -266,12 +276,17 @@ async fn failures_are_grouped_by_what_they_share_and_the_command_of_a_group_find
     world.put("e", LeadState::Pending).await;
     world.put("f", LeadState::Delivered).await;
 
-    let failures = world.leadpost(&["failures", "--output", "json"]).await.json();
+    // One that is too old for what is asked.
+    let old = world.put("old", LeadState::Exhausted).await;
+    world.put("new", LeadState::Exhausted).await;
+    world.execute(&format!("update leads set finished_at = now() - interval '3 days' where id = '{old}'")).await;
+    world.execute(&format!("update attempts set started_at = now() - interval '3 days' where lead_id = '{old}'")).await;
+    let failures = world.leadpost(&["failures", "--since", "1d", "--output", "json"]).await.json();
     let failures = failures.as_array().unwrap();
     let counts: Vec<_> =
         failures.iter().map(|group| (group["state"].as_str().unwrap(), group["leads"].as_i64().unwrap())).collect();
     assert_eq!(counts[0], ("rejected", 2), "{failures:#?}");
-    assert_eq!(counts.len(), 4, "{failures:#?}");
+    assert_eq!(counts.len(), 6, "{failures:#?}");
     assert!(failures[0]["reason"].as_str().unwrap().contains("contact # is taken"), "{failures:#?}");
     for group in failures {
         // Through a shell, as a person would.

@@ -525,7 +525,7 @@ async fn tallies_agree_with_the_leads_after_any_sequence_of_writes() {
                     Action::Requeue { .. } => Filter::of_states(&[LeadState::ALL[random.usize(1..8)]]),
                     _ => Filter::default(),
                 };
-                let act = Act { action, filter, by: "ops".to_owned(), reason: None };
+                let act = Act { action, filter, by: "ops".to_owned(), reason: None, as_of: None };
                 ledger.act(act, |_| ()).await.unwrap();
             }
             _ => {

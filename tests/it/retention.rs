@@ -110,8 +110,9 @@ async fn leads_go_with_their_attempts_and_replays_when_they_are_as_old_as_their_
             filter: Filter::of_ids(&[id]),
             by: "ops".to_owned(),
             reason: None,
+            as_of: None,
         };
-        assert_eq!(world.ledger.act(requeue, |_| ()).await.unwrap(), 1);
+        assert_eq!(world.ledger.act(requeue, |_| ()).await.unwrap().leads, 1);
         let lease = (Uuid::new_v4(), LEASE);
         let claimed = world.ledger.claim(10, lease, Vec::new(), Doubts::Included).await.unwrap();
         let settlements = claimed.iter().map(|claimed| settlement(&claimed.leased, state)).collect();

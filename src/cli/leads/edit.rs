@@ -1,6 +1,6 @@
 //! `leadpost leads edit`: a lead's body, corrected.
 
-use std::io::{IsTerminal as _, Read as _, Write as _};
+use std::io::{BufRead as _, IsTerminal as _, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -27,7 +27,7 @@ pub(in crate::cli) struct EditArgs {
     #[arg(long, value_name = "FILE")]
     from: Option<PathBuf>,
 
-    /// Also when the API took it, or has it: it will be posted once more
+    /// Also when the API took it, has it, or may have it (uncertain): it will be posted once more
     #[arg(long)]
     include_delivered: bool,
 
@@ -49,10 +49,25 @@ pub(super) async fn run(args: EditArgs, source: &Source, ledger: &Ledger) -> any
     if lead.erased_at.is_some() {
         bail!("what was personal of this lead was erased: there is no body to correct");
     }
-    if matches!(lead.state, LeadState::Delivered | LeadState::Duplicate) && !args.include_delivered {
-        bail!("the API has this lead ({}); with --include-delivered it is posted once more", lead.state);
+    if lead.destination != ledger.destination() {
+        bail!(
+            "this lead goes to {}, and the configuration is of {}; is --config the right one?",
+            lead.destination,
+            ledger.destination()
+        );
     }
-    let after = match &args.from {
+    if lead.leased_by.is_some() {
+        bail!("it is being posted just now; wait until that has ended, and look at it again");
+    }
+    if matches!(lead.state, LeadState::Delivered | LeadState::Duplicate | LeadState::Uncertain)
+        && !args.include_delivered
+    {
+        bail!(
+            "the API has this lead, or may have it ({}); with --include-delivered it is posted once more",
+            lead.state
+        );
+    }
+    let mut after = match &args.from {
         Some(path) => read(path)?,
         None => {
             if !std::io::stdin().is_terminal() {
@@ -60,27 +75,31 @@ pub(super) async fn run(args: EditArgs, source: &Source, ledger: &Ledger) -> any
                     "there is no terminal for an editor; --from FILE takes the new body from a file, --from - from stdin"
                 );
             }
-            ledger.disclose("leads edit", &who(), &[args.id], args.reason.as_deref()).await?;
+            ledger.disclose("leads edit", &who(), Some(&lead.destination), &[args.id], args.reason.as_deref()).await?;
             in_editor(args.id, &before)?
         }
     };
-    if after == before {
-        say("the body is as it was; nothing was changed. leadpost requeue sends it as it is");
-        return Ok(Exit::No);
-    }
-    let read = rules.read(args.id, &after);
-    if let Err(violations) = read.lead {
+    let keys = loop {
+        if after == before {
+            say("the body is as it was; nothing was changed. leadpost requeue sends it as it is");
+            return Ok(Exit::No);
+        }
+        let read = rules.read(args.id, &after);
+        let Err(violations) = read.lead else { break read.keys };
         say("this is no valid lead; nothing was changed:");
         for violation in violations {
             say(&format!("  - {} [{}] {}", violation.field, violation.code, violation.message));
         }
-        return Ok(Exit::No);
-    }
+        if args.from.is_some() || !is_to_go_on()? {
+            return Ok(Exit::No);
+        }
+        after = in_editor(args.id, &after)?;
+    };
     let edit = Edit {
         id: args.id,
         before,
         after,
-        keys: read.keys,
+        keys,
         include_delivered: args.include_delivered,
         by: who(),
         reason: args.reason,
@@ -108,6 +127,14 @@ pub(super) async fn run(args: EditArgs, source: &Source, ledger: &Ledger) -> any
     Ok(if edited == Edited::Done { Exit::Done } else { Exit::No })
 }
 
+/// Asks whether what was written is to be mended.
+fn is_to_go_on() -> anyhow::Result<bool> {
+    say("Edit it again? [Y/n]");
+    let mut answer = String::new();
+    std::io::stdin().lock().read_line(&mut answer)?;
+    Ok(!["n", "no"].contains(&answer.trim().to_lowercase().as_str()))
+}
+
 fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
     if path == Path::new("-") {
         let mut bytes = Vec::new();
@@ -129,6 +156,8 @@ fn in_editor(id: LeadId, body: &[u8]) -> anyhow::Result<Vec<u8>> {
         .context("cannot write the body to a file for the editor")?;
     file.write_all(body)?;
     file.flush()?;
+    // Ctrl-C is the editor's: leadpost would end by it, and leave the file behind.
+    let _interrupts = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt())?;
     // As git does: it may be a command with options.
     let status = Command::new("sh")
         .arg("-c")

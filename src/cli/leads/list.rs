@@ -48,8 +48,9 @@ pub(in crate::cli) struct ListArgs {
 
 /// Write all leads that match to stdout, the oldest first
 ///
-/// Page by page, so a lead that comes to an end meanwhile may stand there twice; none is left out. With --reveal, the
-/// message bodies are in it too.
+/// Page by page: a lead that comes to an end meanwhile may stand there twice, and one that is being posted may be left out; those that have
+/// ended are all there. With --reveal, the message bodies are in it too. In CSV, a text that a spreadsheet would take for a
+/// formula begins with an apostrophe.
 ///
 /// Example: leadpost leads export --state rejected --output csv > rejected.csv
 #[derive(Debug, clap::Args)]
@@ -80,21 +81,28 @@ pub(in crate::cli) struct CountArgs {
 
 /// Whether persons are shown.
 #[derive(Debug, clap::Args)]
-pub(super) struct Reveal {
+pub(in crate::cli) struct Reveal {
     /// Show persons in full. It is put on record in the ledger, with your name, the time and the leads
     #[arg(long)]
-    pub(super) reveal: bool,
+    pub(in crate::cli) reveal: bool,
 
     /// Why, for that record
     #[arg(long, value_name = "TEXT", requires = "reveal")]
-    pub(super) reason: Option<String>,
+    pub(in crate::cli) reason: Option<String>,
 }
 
 impl Reveal {
     /// Puts it on record, if persons are to be shown.
-    pub(super) async fn record(&self, ledger: &Ledger, command: &str, leads: &[LeadId]) -> anyhow::Result<()> {
+    pub(in crate::cli) async fn record(
+        &self,
+        ledger: &Ledger,
+        command: &str,
+        of: &str,
+        leads: &[LeadId],
+    ) -> anyhow::Result<()> {
+        let of = Some(of);
         if self.reveal && !leads.is_empty() {
-            ledger.disclose(command, &who(), leads, self.reason.as_deref()).await?;
+            ledger.disclose(command, &who(), of, leads, self.reason.as_deref()).await?;
         }
         Ok(())
     }
@@ -148,13 +156,13 @@ pub(super) async fn list(args: ListArgs, ledger: &Ledger) -> anyhow::Result<Exit
     let order = if args.oldest_first { Order::OldestFirst } else { Order::NewestFirst };
     let after = args.after.map(|cursor| cursor.0);
     let page = ledger.list(Arc::new(args.filter.filter()), order, after, usize::from(args.limit)).await?;
-    args.reveal.record(ledger, "leads list", &ids(&page)).await?;
+    args.reveal.record(ledger, "leads list", ledger.destination(), &ids(&page)).await?;
     let rows: Vec<Row> = page.leads.iter().map(|listed| Row::of(listed, args.reveal.reveal, false)).collect();
     let next = page.next.map(|place| Cursor(place).to_string());
     match args.output {
         Lists::Json => print_json(&serde_json::json!({ "leads": rows, "next": next }))?,
         Lists::Jsonl => print_bytes(&jsonl(&rows)?)?,
-        Lists::Csv => print_bytes(&csv(&rows, true)?)?,
+        Lists::Csv => print_bytes(&csv(rows, true)?)?,
         Lists::Text => {
             let cells: Vec<Vec<String>> = rows.iter().zip(&page.leads).map(|(row, listed)| row.cells(listed)).collect();
             if cells.is_empty() {
@@ -175,12 +183,12 @@ pub(super) async fn export(args: ExportArgs, ledger: &Ledger) -> anyhow::Result<
     let (mut after, mut is_first) = (None, true);
     loop {
         let page = ledger.list(Arc::clone(&filter), Order::OldestFirst, after, EXPORT_PAGE).await?;
-        args.reveal.record(ledger, "leads export", &ids(&page)).await?;
+        args.reveal.record(ledger, "leads export", ledger.destination(), &ids(&page)).await?;
         let rows: Vec<Row> =
             page.leads.iter().map(|listed| Row::of(listed, args.reveal.reveal, args.reveal.reveal)).collect();
         print_bytes(&match args.output {
             Exports::Jsonl => jsonl(&rows)?,
-            Exports::Csv => csv(&rows, is_first)?,
+            Exports::Csv => csv(rows, is_first)?,
         })?;
         is_first = false;
         match page.next {
@@ -212,10 +220,13 @@ fn jsonl(rows: &[Row]) -> anyhow::Result<Vec<u8>> {
     Ok(lines)
 }
 
-fn csv(rows: &[Row], with_head: bool) -> anyhow::Result<Vec<u8>> {
-    let mut writer = csv::WriterBuilder::new().has_headers(with_head).from_writer(Vec::new());
+fn csv(rows: Vec<Row>, with_head: bool) -> anyhow::Result<Vec<u8>> {
+    let mut writer = csv::WriterBuilder::new().has_headers(false).from_writer(Vec::new());
+    if with_head {
+        writer.write_record(Row::COLUMNS)?;
+    }
     for row in rows {
-        writer.serialize(row)?;
+        writer.serialize(row.without_formulas())?;
     }
     writer.into_inner().map_err(|error| error.into_error().into())
 }

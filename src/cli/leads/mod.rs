@@ -5,6 +5,8 @@ mod list;
 mod row;
 mod show;
 
+pub(super) use list::Reveal;
+
 use super::{Exit, ledger};
 use crate::config::Source;
 use crate::ledger::Ledger;

@@ -32,7 +32,6 @@ pub(super) struct Row {
     message_id: Option<String>,
     erased_at: Option<String>,
     /// The message; only in an export that reveals.
-    #[serde(skip_serializing_if = "Option::is_none")]
     body: Option<String>,
 }
 
@@ -40,12 +39,14 @@ impl Row {
     /// Of this lead. `reveal`: persons in full; `with_body`: with the message as it came.
     pub(super) fn of(listed: &Listed, reveal: bool, with_body: bool) -> Self {
         let lead = &listed.lead;
-        let person = Person::of(&listed.body);
-        let person = if reveal { person } else { person.masked() };
+        let full = Person::of(&listed.body);
         let said = |text: &Option<String>| {
             let text = text.as_deref()?;
-            Some(if reveal { text.to_owned() } else { mask_text(text).into_owned() })
+            Some(if reveal { text.to_owned() } else { full.masked_in(text) })
         };
+        let message_id =
+            lead.message_id.as_deref().map(|id| if reveal { id.to_owned() } else { mask_text(id).into_owned() });
+        let person = if reveal { full.clone() } else { full.masked() };
         Self {
             id: lead.id.to_string(),
             destination: lead.destination.clone(),
@@ -64,10 +65,31 @@ impl Row {
             warning: said(&lead.warning),
             remote_id: lead.remote_id.clone(),
             queue: lead.queue.clone(),
-            message_id: said(&lead.message_id),
+            message_id,
             erased_at: lead.erased_at.map(rfc3339),
             body: with_body.then(|| String::from_utf8_lossy(&listed.body).into_owned()),
         }
+    }
+
+    /// For CSV: what a spreadsheet would take for a formula begins with an apostrophe.
+    pub(super) fn without_formulas(mut self) -> Self {
+        let texts = [
+            &mut self.assistant,
+            &mut self.name,
+            &mut self.email,
+            &mut self.phone,
+            &mut self.code,
+            &mut self.reason,
+            &mut self.warning,
+            &mut self.remote_id,
+            &mut self.message_id,
+            &mut self.body,
+        ];
+        let texts = texts.into_iter().flatten().chain([&mut self.destination, &mut self.queue]);
+        for text in texts.filter(|text| text.starts_with(['=', '+', '-', '@', '\t', '\r'])) {
+            text.insert(0, '\'');
+        }
+        self
     }
 
     /// The cells of a table for people.
@@ -96,6 +118,30 @@ impl Row {
             why,
         ]
     }
+
+    /// The names of the columns of CSV.
+    pub(super) const COLUMNS: [&str; 20] = [
+        "id",
+        "destination",
+        "state",
+        "accepted_at",
+        "finished_at",
+        "due_at",
+        "assistant",
+        "name",
+        "email",
+        "phone",
+        "attempts",
+        "http_status",
+        "code",
+        "reason",
+        "warning",
+        "remote_id",
+        "queue",
+        "message_id",
+        "erased_at",
+        "body",
+    ];
 
     /// The names of the cells.
     pub(super) const HEAD: [&str; 8] =

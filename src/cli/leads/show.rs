@@ -40,16 +40,18 @@ pub(super) async fn run(args: ShowArgs, ledger: &Ledger) -> anyhow::Result<Exit>
     let Some(mut lead) = ledger.show(id).await? else { return unknown(id) };
     let Some(body) = ledger.body(id).await? else { return unknown(id) };
     if args.body {
-        Reveal { reveal: true, reason: args.reveal.reason }.record(ledger, "leads show --body", &[id]).await?;
+        Reveal { reveal: true, reason: args.reveal.reason }
+            .record(ledger, "leads show --body", &lead.destination, &[id])
+            .await?;
         print_bytes(&body)?;
         return Ok(Exit::Done);
     }
-    args.reveal.record(ledger, "leads show", &[id]).await?;
-    let person = Person::of(&body);
-    let person = if reveal { person } else { person.masked() };
+    args.reveal.record(ledger, "leads show", &lead.destination, &[id]).await?;
+    let mut person = Person::of(&body);
     let assistant = assistant(&body);
     if !reveal {
-        mask(&mut lead);
+        mask(&mut lead, &person);
+        person = person.masked();
     }
     match args.output {
         Output::Json => {
@@ -61,13 +63,16 @@ pub(super) async fn run(args: ShowArgs, ledger: &Ledger) -> anyhow::Result<Exit>
 }
 
 /// Masks what the API, or a person, may have written of the lead's person.
-fn mask(lead: &mut LeadRecord) {
-    let texts = [&mut lead.reason, &mut lead.warning, &mut lead.message_id].into_iter();
+fn mask(lead: &mut LeadRecord, person: &Person) {
+    if let Some(id) = &mut lead.message_id {
+        *id = mask_text(id).into_owned();
+    }
+    let texts = [&mut lead.reason, &mut lead.warning].into_iter();
     let of_attempts = lead.history.iter_mut().map(|attempt| &mut attempt.reason);
     let of_replays = lead.replayed.iter_mut().map(|replay| &mut replay.reason);
     let of_people = lead.interventions.iter_mut().map(|intervention| &mut intervention.reason);
     for text in texts.chain(of_attempts).chain(of_replays).chain(of_people).flatten() {
-        *text = mask_text(text).into_owned();
+        *text = person.masked_in(text);
     }
 }
 
@@ -159,7 +164,8 @@ fn show(lead: &LeadRecord, person: &Person, assistant: &Option<String>) -> anyho
 
 /// Why it is where it is, and what comes next.
 fn sentence(lead: &LeadRecord) -> String {
-    let why = lead.reason.as_deref().unwrap_or("no attempt has been made yet");
+    let sent_again = if lead.attempts > 0 { "it was sent on its way again" } else { "no attempt has been made yet" };
+    let why = lead.reason.as_deref().unwrap_or(sent_again);
     if let Some(at) = lead.erased_at {
         return format!("what was personal of it was erased {}; it cannot be sent again", moment(at));
     }
