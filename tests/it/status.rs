@@ -144,7 +144,8 @@ async fn what_a_lead_waits_for_is_said_as_it_changes() {
 async fn an_open_circuit_is_said_with_its_cause_and_so_is_a_token_that_cannot_be_had() {
     let world = World::new().await;
     world.sandbox.faults().rate(1.0, Fault::status(403)).unwrap();
-    let worker = world.worker(&[]).await;
+    // What it has taken in advance is not seen in the queue.
+    let worker = world.worker(&["--set", "amqp.prefetch=1"]).await;
     world.publish_many("ann", 3).await;
     until_status(&world, "posts are paused", |status| status["waits_for"]["kind"] == "circuit").await;
     // These stay in the queue, but for those that probe.
