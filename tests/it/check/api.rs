@@ -7,6 +7,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 
 use super::{Report, nowhere, recommended};
+use crate::support::tls::{Speech, Tls};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_that_is_refused_and_an_endpoint_that_is_away_are_told_apart() {
@@ -101,5 +102,32 @@ async fn what_the_api_answers_to_a_question_for_nothing_is_weighed() {
     );
     assert_eq!(report.code, Some(1));
     assert_eq!(world.sandbox.journal().counts().posts, 0);
+    world.clear().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tls_that_is_wrong_is_told_from_an_api_that_is_away_and_names_what_to_look_at() {
+    let world = recommended().await;
+    let tls = Tls::open();
+    let (url, roots) = (tls.url("https", "/leads"), tls.roots());
+    let environment =
+        [("LEADPOST__DESTINATION__REQUEST__URL", url.as_str()), ("SSL_CERT_FILE", roots.to_str().unwrap())];
+    for (speech, found, fix) in [
+        (Speech::SelfSigned, "UnknownIssuer", "SSL_CERT_FILE"),
+        (Speech::Expired, "expired", "SSL_CERT_FILE"),
+        (Speech::OfAnother, "not valid for name", "the name in destination.request.url"),
+        (Speech::Plain, "InvalidContentType", "does not speak TLS"),
+    ] {
+        tls.speak(speech);
+        let report = Report::of(&world, &environment).await;
+        report.only("api.reach", "failed", found, fix);
+        assert_eq!(report.code, Some(1), "{}", report.said);
+    }
+    assert!(tls.requests().is_empty(), "nothing is said to whom is not trusted");
+    tls.speak(Speech::Well);
+    let report = Report::of(&world, &environment).await;
+    assert_eq!((report.code, report.status("api.reach")), (Some(0), "ok"), "{}", report.said);
+    let requests = tls.requests();
+    assert!(requests.len() == 1 && requests[0].starts_with("OPTIONS "), "{requests:?}");
     world.clear().await;
 }
