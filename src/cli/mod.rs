@@ -51,7 +51,7 @@ pub enum Exit {
     Usage,
     /// 3: stopped before everything was settled, or published.
     InAHurry,
-    /// 69: RabbitMQ, Postgres or a worker's admin port cannot be reached.
+    /// 69: RabbitMQ, Postgres or a worker's admin port cannot be reached; with `check`, the token endpoint or the API.
     Unreachable,
     /// 70: a bug.
     Broken,

@@ -39,10 +39,13 @@ pub struct Status {
 pub struct Waiting {
     /// Leased to a worker.
     pub leased: i64,
-    /// Due now. At least so many, where there are more than 5,000 of these and of those that are due later.
+    /// Due now.
     pub due: i64,
-    /// Due later. At least so many, likewise.
+    /// Due later.
     pub later: i64,
+    /// Whether those three are only what was counted, 5,000 of each at most, because more than one of them is more. All of them together are as
+    /// many as there are pending leads.
+    pub at_least: bool,
     /// How long the longest has been due, in seconds.
     pub oldest_due_s: Option<f64>,
     /// In how many seconds the next one is due, when none is due now.
@@ -146,13 +149,16 @@ async fn status(pool: &PgPool, destination: &str) -> Result<Status, sqlx::Error>
         })
     });
     let count = |column: &str| waiting.try_get::<i64, _>(column);
-    let (leased, mut due, mut later) = (count("leased")?, count("due")?, count("later")?);
+    let (mut leased, mut due, mut later) = (count("leased")?, count("due")?, count("later")?);
     let pending = states.get(&LeadState::Pending).copied().unwrap_or(0);
-    // What is left of the pending ones, where all of the other kind were counted.
+    // The tallies know the sum, so one of them may be any number.
+    let mut at_least = false;
     match (leased < LOOKED_AT, due < LOOKED_AT, later < LOOKED_AT) {
+        (true, true, true) => {}
+        (false, true, true) => leased = leased.max(pending - due - later),
         (true, false, true) => due = due.max(pending - leased - later),
         (true, true, false) => later = later.max(pending - leased - due),
-        _ => {}
+        _ => at_least = true,
     }
     Ok(Status {
         destination: destination.to_owned(),
@@ -162,6 +168,7 @@ async fn status(pool: &PgPool, destination: &str) -> Result<Status, sqlx::Error>
             leased,
             due,
             later,
+            at_least,
             oldest_due_s: waiting.try_get("oldest_due_s")?,
             next_due_s: waiting.try_get("next_due_s")?,
             reasons: reasons

@@ -1,7 +1,9 @@
 //! `leadpost status`: what leads wait for, how fast they go, and a picture that goes on while neighbours come and go.
 
+use std::io::Read as _;
 use std::os::fd::OwnedFd;
 use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use leadpost::config::Secret;
@@ -144,7 +146,8 @@ async fn what_a_lead_waits_for_is_said_as_it_changes() {
 async fn an_open_circuit_is_said_with_its_cause_and_so_is_a_token_that_cannot_be_had() {
     let world = World::new().await;
     world.sandbox.faults().rate(1.0, Fault::status(403)).unwrap();
-    let worker = world.worker(&[]).await;
+    // What it has taken in advance is not seen in the queue.
+    let worker = world.worker(&["--set", "amqp.prefetch=1"]).await;
     world.publish_many("ann", 3).await;
     until_status(&world, "posts are paused", |status| status["waits_for"]["kind"] == "circuit").await;
     // These stay in the queue, but for those that probe.
@@ -239,55 +242,61 @@ async fn what_cannot_be_mended_by_waiting_ends_a_watch_and_what_can_does_not() {
     assert_eq!(done.code, Some(2), "{done:?}");
 }
 
-/// Runs a command line on a terminal of its own, by util-linux' or macOS' script(1). What it drew, and its exit code.
-async fn on_a_terminal(world: &World, command: &str, seconds: f64) -> (Option<i32>, String) {
+/// Runs a command on a terminal of its own, by util-linux' or macOS' script(1), and interrupts it when `enough` has come. All that was
+/// drawn.
+async fn on_a_terminal(world: &World, command: &str, enough: impl Fn(&str) -> bool) -> String {
     let binary = env!("CARGO_BIN_EXE_leadpost");
-    // Ctrl-C on this terminal, after a while.
-    let line = format!(
-        "stty rows 30 cols 60; {binary} {command} & pid=$!; sleep {seconds}; kill -INT $pid; wait $pid; echo ended $?; stty -a"
-    );
+    let line = format!("{binary} {command} & echo pid $!; wait $!; echo ended $?");
     let mut script = Command::new("script");
     if cfg!(target_os = "macos") {
         script.args(["-q", "/dev/null", "sh", "-c", &line]);
     } else {
         script.args(["-qec", &line, "/dev/null"]);
     }
-    let (reader, writer) = std::io::pipe().unwrap();
-    let child = script
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    let mut child = script
         .env_clear()
         .env("PATH", std::env::var_os("PATH").unwrap())
-        .env("TERM", "xterm")
         .env("SHELL", "/bin/sh")
         .envs(world.environment())
         .current_dir(std::env::temp_dir())
         .stdin(Stdio::null())
         .stdout(OwnedFd::from(writer))
-        .stderr(Stdio::inherit())
         .spawn()
         .unwrap();
     drop(script);
-    tokio::task::spawn_blocking(move || {
-        let mut child = child;
-        let drawn = std::io::read_to_string(reader).unwrap();
-        (child.wait().unwrap().code(), drawn)
-    })
-    .await
-    .unwrap()
+    let drawn = Arc::new(Mutex::new(String::new()));
+    let into = Arc::clone(&drawn);
+    let reading = std::thread::spawn(move || {
+        let mut chunk = [0; 4096];
+        while let Ok(n @ 1..) = reader.read(&mut chunk) {
+            into.lock().unwrap().push_str(&String::from_utf8_lossy(&chunk[..n]));
+        }
+    });
+    world.until("enough is drawn", async || enough(&drawn.lock().unwrap())).await;
+    let pid = {
+        let drawn = drawn.lock().unwrap();
+        drawn.split("pid ").nth(1).unwrap().split_whitespace().next().unwrap().to_owned()
+    };
+    assert!(Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
+    world.until("it has ended", async || child.try_wait().unwrap().is_some()).await;
+    reading.join().unwrap();
+    Arc::into_inner(drawn).unwrap().into_inner().unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn on_a_terminal_the_picture_is_drawn_in_place_and_the_terminal_is_left_as_it_was() {
     let world = World::new().await;
-    let (_, drawn) = on_a_terminal(&world, "status --watch 0.2", 2.0).await;
+    let drawn = on_a_terminal(&world, "status --watch 0.1", |drawn| drawn.matches("\x1b[H").count() >= 3).await;
     let (open, close) = ("\x1b[?1049h", "\x1b[?1049l");
     let (_, opened) = drawn.split_once(open).unwrap_or_else(|| panic!("{drawn:?}"));
     let (picture, after) = opened.split_once(close).unwrap_or_else(|| panic!("{drawn:?}"));
-    assert!(picture.matches("\x1b[H").count() >= 3, "it was drawn again and again: {drawn:?}");
     assert!(picture.contains("destination 7targets") && picture.ends_with("\x1b[?7h\x1b[?25h"), "{drawn:?}");
     assert!(after.contains("destination 7targets") && after.contains("ended 0"), "the last picture stays: {drawn:?}");
     // JSON is for scripts, also there.
-    let (_, drawn) = on_a_terminal(&world, "status --watch 0.2 --output json", 1.0).await;
-    assert!(!drawn.contains(open) && drawn.contains("{\"at\":"), "{drawn:?}");
+    let json = "status --watch 0.1 --output json";
+    let drawn = on_a_terminal(&world, json, |drawn| drawn.matches("{\"at\":").count() >= 2).await;
+    assert!(!drawn.contains(open) && drawn.contains("ended 0"), "{drawn:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -27,7 +27,7 @@ const PATIENCE_MS: u64 = 3_000;
 /// Example: DATABASE_URL=postgres://… leadpost status --watch 5
 #[derive(Debug, clap::Args)]
 pub(super) struct StatusArgs {
-    /// Go on, and look again every so many seconds [default: 2]
+    /// Go on, and look again every so many seconds; 2 if none are given
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2", value_parser = seconds)]
     watch: Option<Duration>,
 

@@ -85,6 +85,8 @@ pub(super) struct WaitsFor {
 pub(super) struct Drain {
     /// How many wait: in the queue, if that is known, and due in the ledger.
     pub(super) leads: i64,
+    /// Whether there may be more: not all were counted.
+    pub(super) at_least: bool,
     /// Leads that came to an end, per second.
     pub(super) per_s: f64,
     /// So long; null: never, at this rate.
@@ -190,7 +192,7 @@ impl Drain {
             _ if per_s > 0.0 => Some(leads as f64 / per_s),
             _ => None,
         };
-        Self { leads, per_s, seconds }
+        Self { leads, at_least: status.waiting.at_least, per_s, seconds }
     }
 }
 
@@ -254,6 +256,7 @@ mod tests {
                 leased: 0,
                 due,
                 later: 0,
+                at_least: false,
                 oldest_due_s: None,
                 next_due_s: None,
                 reasons: Vec::new(),

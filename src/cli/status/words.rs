@@ -44,10 +44,9 @@ fn ledger(status: &Status, snapshot: &Snapshot, lines: &mut Vec<String>) {
     lines.extend(LeadState::ALL.map(|state| format!("  {state:<10} {:>10}", count(state))));
     let waiting = &status.waiting;
     if count(LeadState::Pending) > 0 {
-        lines.push(format!(
-            "waiting: {} being posted, {} due, {} due later",
-            waiting.leased, waiting.due, waiting.later
-        ));
+        let counts = format!("{} being posted, {} due, {} due later", waiting.leased, waiting.due, waiting.later);
+        let counted = if waiting.at_least { "; 5000 of each are counted, and there are more" } else { "" };
+        lines.push(format!("waiting: {counts}{counted}"));
         if let Some(oldest) = waiting.oldest_due_s {
             lines.push(format!("  the longest has been due for {}", ago(oldest)));
         }
@@ -141,10 +140,11 @@ fn rest(drain: &Drain, snapshot: &Snapshot) -> String {
         0 => String::new(),
         later => format!(" now; {later} are due later"),
     };
+    let leads = format!("{}{}", if drain.at_least { "at least " } else { "" }, drain.leads);
     match drain.seconds {
         _ if drain.leads == 0 => format!("to go: nothing{without}{later}"),
-        Some(seconds) => format!("to go: {} leads{without}, at {} in {}", drain.leads, rate(drain.per_s), ago(seconds)),
-        None => format!("to go: {} leads{without}; never, at this rate: none came to an end lately", drain.leads),
+        Some(seconds) => format!("to go: {leads} leads{without}, at {} in {}", rate(drain.per_s), ago(seconds)),
+        None => format!("to go: {leads} leads{without}; never, at this rate: none came to an end lately"),
     }
 }
 
