@@ -100,6 +100,7 @@ mod tests {
             redelivered,
             replay,
             violations: Vec::new(),
+            trace: None,
         }
     }
 

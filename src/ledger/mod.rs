@@ -29,6 +29,7 @@ mod aside;
 mod browse;
 mod claim;
 mod identity;
+mod levels;
 mod model;
 mod pool;
 mod remove;
@@ -48,6 +49,7 @@ use sqlx::postgres::PgPoolOptions;
 
 pub use browse::{AttemptRecord, LeadRecord, ReplayRecord, Status, Waiting};
 pub use claim::Expired;
+pub use levels::Levels;
 pub use model::{
     Arrival, Attempt, Claimed, Doubts, End, Fate, LeadState, Leased, Next, OnLock, Origin, Receipt, RequestKind,
     Settlement,

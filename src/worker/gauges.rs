@@ -1,0 +1,48 @@
+//! Gauges of what others keep anyway: read when the metrics are asked for, so that nothing is written for them meanwhile.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::health::Health;
+use crate::broker::Link;
+use crate::metrics::{Now, Real, follow};
+
+impl Health {
+    /// Brings the gauges up to date.
+    pub fn measure(&self) {
+        let Now { in_hand, concurrency, ceiling, rate_share, rate_limit, circuit, hold, .. } = &self.metrics.now;
+        let flow = self.flow.status(Instant::now());
+        in_hand.set(whole(self.flow.window.taken()));
+        concurrency.set(whole(flow.concurrency));
+        ceiling.set(whole(self.flow.ceiling()));
+        rate_limit.set(self.flow.rate_limit().unwrap_or(f64::INFINITY));
+        rate_share.set(flow.rate_per_s.unwrap_or(f64::INFINITY));
+        for (place, state) in circuit.iter().enumerate() {
+            state.set(i64::from(place == flow.circuit as usize));
+        }
+        hold.set(flow.hold_s.unwrap_or_default());
+
+        let Now { token_age, token_left, tokens, token_failures, .. } = &self.metrics.now;
+        let status = self.tokens.status();
+        set_seconds(token_age, status.age.unwrap_or_default());
+        set_seconds(token_left, status.valid_for.unwrap_or_default());
+        follow(tokens, status.fetched);
+        follow(token_failures, status.failures);
+
+        let Now { rabbitmq_up, consuming, reconnects, .. } = &self.metrics.now;
+        let (link, losses) = self.broker().unwrap_or((Link::Closed, 0));
+        rabbitmq_up.set(i64::from(matches!(link, Link::Consuming | Link::Idle)));
+        consuming.set(i64::from(link == Link::Consuming));
+        follow(reconnects, losses);
+    }
+}
+
+fn whole(number: usize) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+/// What never ends is infinite.
+fn set_seconds(gauge: &Real, time: Duration) {
+    gauge.set(if time == Duration::MAX { f64::INFINITY } else { time.as_secs_f64() });
+}
