@@ -426,9 +426,9 @@ impl Metrics {
                 concurrency: s.gauge("concurrency_limit", "Posts that may be under way, as far as is known of the API"),
                 ceiling: s.gauge("concurrency_ceiling", "flow.concurrency: how many that is at most"),
                 rate_share: s
-                    .real("rate_share_per_second", "Posts per second that this worker may make; +Inf without a limit"),
+                    .real("rate_share_per_second", "Posts per second that this worker may make; 0 without a limit"),
                 rate_limit: s
-                    .real("rate_limit_per_second", "flow.rate_per_s, of all workers together; +Inf without a limit"),
+                    .real("rate_limit_per_second", "flow.rate_per_s, of all workers together; 0 without a limit"),
                 circuit: s.add(
                     "circuit_state",
                     "1 at the state of the circuit",
@@ -438,7 +438,7 @@ impl Metrics {
                 token_age: s.seconds("token_age", "Age of the token in hand; 0 without one"),
                 token_left: s.seconds(
                     "token_remaining",
-                    "For how much longer it can be used; 0 without one, +Inf if it does not end",
+                    "For how much longer it can be used; 0 without one, NaN if it does not end",
                 ),
                 tokens: s.counter("tokens_fetched", "Tokens fetched"),
                 token_failures: s.counter("token_failures", "Log-ins and renewals that gave no token"),

@@ -16,8 +16,9 @@ impl Health {
         in_hand.set(whole(self.flow.window.taken()));
         concurrency.set(whole(flow.concurrency));
         ceiling.set(whole(self.flow.ceiling()));
-        rate_limit.set(self.flow.rate_limit().unwrap_or(f64::INFINITY));
-        rate_share.set(flow.rate_per_s.unwrap_or(f64::INFINITY));
+        // As in the settings, 0 is no limit.
+        rate_limit.set(self.flow.rate_limit().unwrap_or_default());
+        rate_share.set(flow.rate_per_s.unwrap_or_default());
         for (place, state) in circuit.iter().enumerate() {
             state.set(i64::from(place == flow.circuit as usize));
         }
@@ -42,7 +43,7 @@ fn whole(number: usize) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 
-/// What never ends is infinite.
+/// What never ends has no number: the library cannot write infinity as OpenMetrics has it.
 fn set_seconds(gauge: &Real, time: Duration) {
-    gauge.set(if time == Duration::MAX { f64::INFINITY } else { time.as_secs_f64() });
+    gauge.set(if time == Duration::MAX { f64::NAN } else { time.as_secs_f64() });
 }

@@ -111,8 +111,8 @@ async fn the_metrics_are_what_both_formats_allow_and_agree_with_the_ledger_and_t
         ("leadpost_posts_under_way", 0.0),
         ("leadpost_concurrency_limit", 64.0),
         ("leadpost_concurrency_ceiling", 64.0),
-        ("leadpost_rate_limit_per_second", f64::INFINITY),
-        ("leadpost_rate_share_per_second", f64::INFINITY),
+        ("leadpost_rate_limit_per_second", 0.0),
+        ("leadpost_rate_share_per_second", 0.0),
         ("leadpost_tokens_fetched_total", 2.0),
         ("leadpost_token_failures_total", 0.0),
         ("leadpost_rabbitmq_up", 1.0),
@@ -176,7 +176,6 @@ async fn every_series_is_there_before_anything_has_happened_and_none_is_new_afte
 async fn what_a_worker_cannot_do_is_seen_in_its_metrics() {
     let mut world = World::new().await;
     world.set(&[("AUTH__CLIENT_SECRET", "wrong")]);
-    world.settings.flow.rate_per_s = 10.0;
     let worker = world.worker(&["--set", "flow.rate_per_s=10", "--set", "flow.concurrency=7"]).await;
     world.publish("ann").await;
     world.until("posts are paused", async || worker.ask("/readyz").await.0 == 503).await;
@@ -381,6 +380,7 @@ fn unknown(expression: &Expr, exported: &Exposition) -> Vec<String> {
             };
             if values.is_empty() {
                 wrong.push(format!("{name} has no label {}", matcher.name));
+                continue;
             }
             wrong.extend(
                 wanted

@@ -316,7 +316,12 @@ async fn a_collector_that_is_away_or_silent_delays_no_lead_and_no_stop() {
     for endpoint in [format!("http://{}", silent.local_addr().unwrap()), format!("http://{taken}")] {
         let api = api(0).await;
         let world = world(&api).await;
-        let arguments = ["--set", "shutdown.grace_ms=2000"];
+        let settings = [
+            "shutdown.grace_ms=2000",
+            "destination.request.timeout_ms=1000",
+            "destination.request.connect_timeout_ms=500",
+        ];
+        let arguments: Vec<&str> = settings.iter().flat_map(|setting| ["--set", setting]).collect();
         let environment = [("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.as_str()), ("OTEL_BSP_SCHEDULE_DELAY", "50")];
         let worker = world.worker_with(&arguments, &environment).await;
         let id = publish_traced(&world, "ann").await;
