@@ -164,6 +164,8 @@ pub struct Metrics {
     pub attempts: Attempts,
     /// From before a post to after its answer.
     pub post_duration: Histogram,
+    /// Leads in hand.
+    pub in_hand: Gauge,
     /// Posts under way.
     pub posting: Gauge,
     /// When the last post ended.
@@ -208,8 +210,6 @@ pub struct Metrics {
 /// What the parts of a worker know of themselves, read for each scrape.
 #[derive(Debug)]
 pub struct Now {
-    /// Leads in hand.
-    pub in_hand: Gauge,
     /// Posts that may be under way, as far as is known of the API.
     pub concurrency: Gauge,
     /// How many that is at most.
@@ -389,6 +389,7 @@ impl Metrics {
 
             attempts,
             post_duration: s.times("post_duration", "From before a post to after its answer", &POST_MS),
+            in_hand: s.gauge("leads_in_hand", "Leads that wait for a slot or a token, or are being posted"),
             posting: s.gauge("posts_under_way", "Requests to the API that are under way"),
             last_post: s.seconds("last_post_timestamp", "When a post ended last"),
             last_delivered: s.seconds("last_delivered_timestamp", "When the API took a lead last"),
@@ -422,7 +423,6 @@ impl Metrics {
 
             opened: s.counter("circuit_openings", "Times that posts were paused"),
             now: Now {
-                in_hand: s.gauge("leads_in_hand", "Leads that this worker has accepted or claimed and not settled"),
                 concurrency: s.gauge("concurrency_limit", "Posts that may be under way, as far as is known of the API"),
                 ceiling: s.gauge("concurrency_ceiling", "flow.concurrency: how many that is at most"),
                 rate_share: s
@@ -483,6 +483,24 @@ impl Metrics {
             Ok(()) => into,
             Err(error) => format!("# the metrics cannot be written: {error}\n"),
         }
+    }
+}
+
+/// Counts in a gauge for as long as it lives, whatever becomes of what it stands for.
+#[derive(Debug)]
+pub struct During<'a>(&'a Gauge);
+
+impl<'a> During<'a> {
+    /// From now on.
+    pub fn begin(gauge: &'a Gauge) -> Self {
+        gauge.inc();
+        Self(gauge)
+    }
+}
+
+impl Drop for During<'_> {
+    fn drop(&mut self) {
+        self.0.dec();
     }
 }
 

@@ -25,7 +25,7 @@ use crate::flow::{Change, Ended, Flow, Load, Signal, Taken};
 use crate::http::{Exchange, NO_ANSWER};
 use crate::lead::{Lead, LeadId, LeadRules};
 use crate::ledger::{Attempt, End, LeadState, Leased, Next, Origin, RequestKind, Settlement};
-use crate::metrics::{Metrics, happened};
+use crate::metrics::{During, Metrics, happened};
 use crate::reason::Reason;
 use crate::traces::{LeadSpan, RequestSpan};
 
@@ -81,6 +81,7 @@ pub(super) struct Said {
 impl Dispatch {
     /// Carries a lead to where it can be settled. The place is free when that is on its way.
     pub(super) async fn carry(self: Arc<Self>, in_hand: InHand, place: Taken, settle: mpsc::Sender<Settling>) {
+        let _in_hand = During::begin(&self.metrics.in_hand);
         let (leased, is_probe) = (in_hand.leased.clone(), in_hand.is_probe);
         let started_at = Instant::now();
         let settling = match AssertUnwindSafe(self.post(in_hand)).catch_unwind().await {
@@ -214,22 +215,6 @@ fn load(outcome: &Outcome, exchange: &Exchange) -> Load {
     }
 }
 
-/// A request that is counted as under way for as long as this lives, whatever becomes of it.
-struct UnderWay<'a>(&'a Metrics);
-
-impl<'a> UnderWay<'a> {
-    fn begin(metrics: &'a Metrics) -> Self {
-        metrics.posting.inc();
-        Self(metrics)
-    }
-}
-
-impl Drop for UnderWay<'_> {
-    fn drop(&mut self) {
-        self.0.posting.dec();
-    }
-}
-
 /// One lead's attempts under one lease.
 struct Trip<'a> {
     dispatch: &'a Dispatch,
@@ -307,7 +292,7 @@ impl<'a> Trip<'a> {
             let token = self.token().await?;
             fault::at(Point::Authorized);
             let started_at = Instant::now();
-            let under_way = UnderWay::begin(&self.dispatch.metrics);
+            let under_way = During::begin(&self.dispatch.metrics.posting);
             let span = self.span.request(self.dispatch.api.server(request.kind()), former);
             // Without spans, what the message brought goes on as it is.
             let ours = span.context();

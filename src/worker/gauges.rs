@@ -11,9 +11,8 @@ use crate::metrics::{Now, Real, follow};
 impl Health {
     /// Brings the gauges up to date.
     pub fn measure(&self) {
-        let Now { in_hand, concurrency, ceiling, rate_share, rate_limit, circuit, hold, .. } = &self.metrics.now;
+        let Now { concurrency, ceiling, rate_share, rate_limit, circuit, hold, .. } = &self.metrics.now;
         let flow = self.flow.status(Instant::now());
-        in_hand.set(whole(self.flow.window.taken()));
         concurrency.set(whole(flow.concurrency));
         ceiling.set(whole(self.flow.ceiling()));
         // As in the settings, 0 is no limit.

@@ -109,6 +109,7 @@ async fn the_metrics_are_what_both_formats_allow_and_agree_with_the_ledger_and_t
     assert_eq!(value("leadpost_accept_batch_size_sum", &[]), 8.0);
     for (name, n) in [
         ("leadpost_posts_under_way", 0.0),
+        ("leadpost_leads_in_hand", 0.0),
         ("leadpost_concurrency_limit", 64.0),
         ("leadpost_concurrency_ceiling", 64.0),
         ("leadpost_rate_limit_per_second", 0.0),
@@ -199,6 +200,25 @@ async fn what_a_worker_cannot_do_is_seen_in_its_metrics() {
         assert_eq!(metrics.value(name, &[]), n, "{name}");
     }
     worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_under_way_is_seen_while_it_is() {
+    let world = World::new().await;
+    world.sandbox.tune(|tuning| tuning.latency = std::time::Duration::from_secs(3));
+    let worker = world.worker(&["--set", "flow.concurrency=2"]).await;
+    world.publish_many("ann", 3).await;
+    world.sandbox.journal().wait_for(|pages| pages.counts().posts == 2, crate::support::DEADLINE).await.unwrap();
+    world
+        .until("the third waits for a slot", async || {
+            let metrics = scrape(&worker, Format::Prometheus).await;
+            let values = ["leadpost_posts_under_way", "leadpost_leads_in_hand"].map(|name| metrics.value(name, &[]));
+            values == [2.0, 3.0]
+        })
+        .await;
+    world.until_count(LeadState::Delivered, 3).await;
+    worker.stop().await;
+    world.check_books().await;
 }
 
 /// Every code that stands in the source as a reason's.

@@ -38,9 +38,9 @@ impl Collector {
         Self { port: Port::open(|_| (200, String::new())).await }
     }
 
-    /// What makes a worker export to it, soon after each span.
+    /// What makes a worker export to it: at its end, as it has no reason to before.
     pub fn environment(&self) -> [(&'static str, String); 2] {
-        [("OTEL_EXPORTER_OTLP_ENDPOINT", self.port.url("")), ("OTEL_BSP_SCHEDULE_DELAY", "50".to_owned())]
+        [("OTEL_EXPORTER_OTLP_ENDPOINT", self.port.url("")), ("OTEL_BSP_SCHEDULE_DELAY", "60000".to_owned())]
     }
 
     /// All spans so far, in the order in which they began.
