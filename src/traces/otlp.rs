@@ -128,6 +128,11 @@ impl Traces {
             tracing::warn!("the last spans could not be exported in time");
         }
     }
+
+    /// Leaves unsent what there is, at the end of a process that has no time: to drop the exporter would be to wait for it.
+    pub fn abandon(&self) {
+        std::mem::forget(self.clone());
+    }
 }
 
 /// What is known of this process. What the environment says of it wins.

@@ -278,6 +278,14 @@ impl Worker {
             ledger.close().await;
         };
         if stopped == Stopped::Cleanly {
+            // What is left of the grace time, if that is not long.
+            let rest = until.saturating_duration_since(Instant::now()).clamp(MOMENT, BYE);
+            let spans = async {
+                tokio::select! {
+                    () = shutdown.now.cancelled() => traces.abandon(),
+                    () = traces.finish(rest) => {}
+                }
+            };
             // All that was sent is answered, so nothing needs the token any more.
             let ((), said, ()) = tokio::join!(
                 async {
@@ -286,12 +294,13 @@ impl Worker {
                     }
                 },
                 tokio::time::timeout(BYE, bye),
-                // What is left of the grace time, and a moment at least.
-                traces.finish(until.saturating_duration_since(Instant::now()).max(MOMENT)),
+                spans
             );
             if said.is_err() {
                 tracing::debug!("Postgres did not answer the farewell");
             }
+        } else {
+            traces.abandon();
         }
         Ok(stopped)
     }

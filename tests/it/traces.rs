@@ -7,6 +7,7 @@ use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable};
 use leadpost::lead::LeadId;
 use leadpost::ledger::{Arrival, Doubts, Fate, LeadState, OnLock};
+use leadpost::sandbox::Fault;
 use leadpost::traces::TraceContext;
 use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
 use uuid::Uuid;
@@ -246,7 +247,7 @@ async fn without_an_exporter_what_the_message_brought_is_handed_on_as_it_is_also
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lead_that_is_parked_or_set_aside_or_requeued_keeps_the_trace_of_its_message() {
+async fn a_lead_that_is_parked_or_set_aside_keeps_the_trace_of_its_message_until_another_message_replays_it() {
     let world = World::new().await;
     let context = || TraceContext::read(traceparent().as_bytes(), Some(STATE.as_bytes())).map(std::sync::Arc::new);
     let traced = |id| Arrival { trace: context(), ..scene::arrival(id, &World::lead("ann")) };
@@ -330,6 +331,36 @@ async fn a_collector_that_is_away_or_silent_delays_no_lead_and_no_stop() {
         let said = worker.stop().await;
         assert!(begun.elapsed() < Duration::from_secs(6), "{endpoint}: {:?}", begun.elapsed());
         assert!(said.contains("spans"), "it is said that they are lost: {said}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_told_to_stop_at_once_does_not_wait_for_a_collector() {
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = format!("http://{}", silent.local_addr().unwrap());
+    let world = World::new().await;
+    world.sandbox.faults().rule("hangs", None, Fault::hang());
+    let environment = [("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.as_str())];
+    for hangs in [true, false] {
+        let mut worker = world.worker_with(&[], &environment).await;
+        let id = publish_traced(&world, if hangs { "ann" } else { "bob" }).await;
+        world.until_state(id, LeadState::Delivered).await;
+        if hangs {
+            let posts = world.sandbox.journal().counts().posts;
+            world.publish("hangs").await;
+            world.until("it is being posted", async || world.sandbox.journal().counts().posts > posts).await;
+        }
+        worker.signal("TERM");
+        worker.until_said("told to stop").await;
+        if !hangs {
+            // All else is done.
+            world.until("it has said farewell", async || world.ledger.workers().await.unwrap().len() == 1).await;
+        }
+        let begun = Instant::now();
+        worker.signal("TERM");
+        let code = worker.ended().await;
+        assert_eq!(code, Some(if hangs { 3 } else { 0 }), "{}", worker.said());
+        assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
     }
 }
 
