@@ -35,6 +35,7 @@
 //! | [`telemetry`], [`lifecycle`] | log lines; signals to a drain |
 //! | [`reason`] | why something is as it is, in words that may be shown |
 //! | [`http`], [`schedule`] | the one place where HTTP clients are built; delays between attempts |
+//! | [`traces`] | W3C trace contexts, and spans by OTLP. The only module that names `opentelemetry` |
 //! | [`lead`] | pure: bytes to a lead and the body that is posted, or to all that is wrong with them; which lead a message is about |
 //! | [`broker`] | RabbitMQ: supervise, consume, acknowledge, publish. The only module that names `lapin` |
 //! | [`ledger`] | Postgres: accept, claim, settle, find, act, verify. The only module that names `sqlx` |
@@ -70,4 +71,5 @@ pub mod reason;
 pub mod sandbox;
 pub mod schedule;
 pub mod telemetry;
+pub mod traces;
 pub mod worker;

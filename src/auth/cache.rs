@@ -60,6 +60,8 @@ struct State {
     refresh: Option<Secret>,
     /// How many tokens there have been.
     serial: u64,
+    /// How many fetches came to nothing.
+    failures: u64,
     /// The last failure, and when it was.
     failure: Option<(Instant, AuthError)>,
     /// No renewal in the background before then.
@@ -77,6 +79,8 @@ struct Current {
     token: Token,
     /// As it was granted, for the log-out.
     granted: Secret,
+    /// When it was asked for.
+    since: Instant,
     lifetime: Duration,
     times: Times,
 }
@@ -95,10 +99,14 @@ struct Times {
 pub struct TokenStatus {
     /// Whether the credentials do not change, so that there is nothing to fetch.
     pub is_fixed: bool,
+    /// How long ago the token in hand was asked for; `None` without one.
+    pub age: Option<Duration>,
     /// How long the token in hand can still be used; `None` without one.
     pub valid_for: Option<Duration>,
     /// How many tokens were fetched by this process.
     pub fetched: u64,
+    /// How many tries to fetch one came to nothing.
+    pub failures: u64,
     /// Why there is no token, if the last fetch failed.
     pub failure: Option<String>,
 }
@@ -217,8 +225,10 @@ impl Tokens {
         };
         TokenStatus {
             is_fixed: self.is_fixed(),
+            age: state.current.as_ref().map(|current| now.saturating_duration_since(current.since)),
             valid_for: state.current.as_ref().map(left),
             fetched: state.serial,
+            failures: state.failures,
             failure: state.failure.as_ref().map(|(_, error)| error.to_string()),
         }
     }
@@ -252,6 +262,7 @@ impl Tokens {
             Err(error) => {
                 let mut state = self.lock();
                 state.failure = Some((Instant::now(), error.clone()));
+                state.failures += 1;
                 state.refresh_failures += u32::from(refresh.is_some());
                 // Perhaps it is the refresh token that the server cannot deal with.
                 if state.refresh_failures >= MAX_REFRESH_FAILURES {
@@ -273,7 +284,13 @@ impl Tokens {
         state.refresh = grant.refresh;
         state.refresh_failures = 0;
         state.failure = None;
-        state.current = Some(Current { token: token.clone(), granted: grant.token, lifetime: grant.lifetime, times });
+        state.current = Some(Current {
+            token: token.clone(),
+            granted: grant.token,
+            since: left_at,
+            lifetime: grant.lifetime,
+            times,
+        });
         token
     }
 

@@ -15,6 +15,7 @@ use super::connection::{Address, BrokerError, close, within};
 use super::inbox::{Link, Message, Receipt, Want, Wish};
 use crate::fault::{self, Point};
 use crate::schedule::Schedule;
+use crate::traces::{TRACEPARENT, TRACESTATE, TraceContext};
 
 /// Between two tries to connect.
 const RECONNECT: Schedule =
@@ -50,6 +51,8 @@ pub(super) struct Supervisor {
     pub(super) wish: watch::Receiver<Wish>,
     pub(super) link: watch::Sender<Link>,
     pub(super) generation: Arc<AtomicU64>,
+    /// How often a connection was lost, or could not be made.
+    pub(super) losses: Arc<AtomicU64>,
     pub(super) session: Session,
     /// Whether the last try ended because the broker said nothing.
     pub(super) was_silent: bool,
@@ -116,6 +119,7 @@ pub(super) async fn supervise(mut supervisor: Supervisor) {
                 supervisor.set_link(Link::Idle);
             }
             Err(error) => {
+                supervisor.losses.fetch_add(1, Ordering::Relaxed);
                 supervisor.was_silent = matches!(error, BrokerError::Timeout { .. });
                 if since.elapsed() > RECONNECT.max {
                     failures = 0;
@@ -314,6 +318,10 @@ impl Supervisor {
             delivery_count: header("x-delivery-count").and_then(integer).unwrap_or(0),
             replay: header(REPLAY_HEADER).is_some_and(is_true),
             arrived_at: Instant::now(),
+            timestamp: *properties.timestamp(),
+            trace: header(TRACEPARENT)
+                .and_then(bytes_of)
+                .and_then(|parent| TraceContext::read(parent, header(TRACESTATE).and_then(bytes_of)).map(Arc::new)),
             generation: self.generation.load(Ordering::Acquire),
             epoch: self.session.epoch,
             acker: delivery.acker,
@@ -326,6 +334,15 @@ fn broken(doing: &'static str, error: &lapin::Error) -> BrokerError {
     match error.kind() {
         lapin::ErrorKind::ParsingError(_) => BrokerError::Unreadable,
         _ => BrokerError::Failed { doing, text: crate::reason::chain(error) },
+    }
+}
+
+fn bytes_of(value: &AMQPValue) -> Option<&[u8]> {
+    match value {
+        AMQPValue::LongString(text) => Some(text.as_bytes()),
+        AMQPValue::ShortString(text) => Some(text.as_str().as_bytes()),
+        AMQPValue::ByteArray(bytes) => Some(bytes.as_slice()),
+        _ => None,
     }
 }
 

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use super::connection::{Address, BrokerError};
 use super::consumer::{Session, Supervisor, supervise};
 use crate::config;
+use crate::traces::TraceContext;
 
 /// How long a stop waits for the broker.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -31,6 +32,10 @@ pub struct Message {
     pub replay: bool,
     /// When it was delivered.
     pub arrived_at: Instant,
+    /// When its producer says that it made it: the `timestamp` property, in seconds since 1970.
+    pub timestamp: Option<u64>,
+    /// Where it belongs in its producer's trace, by its headers.
+    pub trace: Option<Arc<TraceContext>>,
     pub(super) generation: u64,
     pub(super) epoch: u64,
     pub(super) acker: Acker,
@@ -107,6 +112,7 @@ pub struct Inbox {
     wish: watch::Sender<Wish>,
     link: watch::Receiver<Link>,
     generation: Arc<AtomicU64>,
+    losses: Arc<AtomicU64>,
     supervisor: JoinHandle<()>,
 }
 
@@ -122,6 +128,7 @@ impl Inbox {
         let (wish, wish_receiver) = watch::channel(Wish { want: Want::Nothing, epoch: 0 });
         let (link_sender, link) = watch::channel(Link::Down("not connected yet".to_owned()));
         let generation = Arc::new(AtomicU64::new(0));
+        let losses = Arc::new(AtomicU64::new(0));
         let supervisor = tokio::spawn(supervise(Supervisor {
             address: Address::of(settings)?,
             queue: settings.queue.clone(),
@@ -132,10 +139,11 @@ impl Inbox {
             wish: wish_receiver,
             link: link_sender,
             generation: Arc::clone(&generation),
+            losses: Arc::clone(&losses),
             session: Session::default(),
             was_silent: false,
         }));
-        Ok(Self { messages, receipts, wish, link, generation, supervisor })
+        Ok(Self { messages, receipts, wish, link, generation, losses, supervisor })
     }
 
     /// Says what is wanted from now on.
@@ -157,6 +165,11 @@ impl Inbox {
     /// How things stand; changes can be waited for.
     pub fn link(&self) -> watch::Receiver<Link> {
         self.link.clone()
+    }
+
+    /// How often the connection was lost, or could not be made: kept up to date.
+    pub fn losses(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.losses)
     }
 
     /// Waits for a message and takes those that are there already, up to `max`; in the order of their delivery. Messages of

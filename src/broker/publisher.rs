@@ -5,7 +5,7 @@
 //! what arrives twice is recognized.
 
 use std::collections::HashSet;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::types::{AMQPValue, FieldTable};
@@ -99,11 +99,14 @@ impl Publisher {
     async fn publish_once(&self, window: &[Outgoing]) -> Result<(HashSet<String>, bool), BrokerError> {
         let failed =
             |error: lapin::Error| BrokerError::Failed { doing: "take messages", text: crate::reason::chain(&error) };
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
         let mut confirms = Vec::with_capacity(window.len());
         for message in window {
             let mut properties = BasicProperties::default()
                 .with_message_id(message.id.to_string().into())
                 .with_content_type("application/json".into())
+                // So that it can be told how long it waited.
+                .with_timestamp(now)
                 // On disk, also in a classic queue.
                 .with_delivery_mode(2);
             if self.replay {

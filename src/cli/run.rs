@@ -6,6 +6,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Exit, stack};
 use crate::config::{ConfigError, Source};
 use crate::lifecycle::Shutdown;
+use crate::traces::Traces;
 use crate::worker::{Stopped, Worker};
 use crate::{admin, telemetry};
 
@@ -50,7 +51,11 @@ pub(super) async fn run(args: RunArgs, source: &Source) -> anyhow::Result<Exit> 
     let name = worker_name();
     let migrate = settings.postgres.migrate;
     let listen = settings.admin.listen.parse().ok();
-    let worker = Worker::new(settings, &name)?;
+    let traces = Traces::of_environment(&source.env, &name).map_err(|problem| ConfigError(vec![problem]))?;
+    if traces.is_on() {
+        tracing::info!("spans are exported");
+    }
+    let worker = Worker::new(settings, &name, traces)?;
     tracing::info!(worker = name, version = env!("CARGO_PKG_VERSION"), "starting");
     // The admin port first: while Postgres is waited for, it says so.
     let admin_stop = CancellationToken::new();

@@ -48,17 +48,22 @@ pub enum Outcome {
 impl Outcome {
     /// The outcome as it is stored, counted and printed.
     pub fn as_str(&self) -> &'static str {
+        Self::NAMES[self.place()]
+    }
+
+    /// Its place among [`Outcome::NAMES`].
+    pub fn place(&self) -> usize {
         match self {
-            Outcome::Delivered(_) => "delivered",
-            Outcome::Duplicate(_) => "duplicate",
-            Outcome::Rejected(_) => "rejected",
-            Outcome::Unauthorized(_) => "unauthorized",
-            Outcome::Systemic(_) => "systemic",
-            Outcome::Retry(..) => "retry",
-            Outcome::Uncertain(_) => "uncertain",
-            Outcome::NotSent(_) => "not_sent",
-            Outcome::Reconciled(..) => "reconciled",
-            Outcome::Absent(_) => "absent",
+            Outcome::Delivered(_) => 0,
+            Outcome::Duplicate(_) => 1,
+            Outcome::Rejected(_) => 2,
+            Outcome::Unauthorized(_) => 3,
+            Outcome::Systemic(_) => 4,
+            Outcome::Retry(..) => 5,
+            Outcome::Uncertain(_) => 6,
+            Outcome::NotSent(_) => 7,
+            Outcome::Reconciled(..) => 8,
+            Outcome::Absent(_) => 9,
         }
     }
 

@@ -11,11 +11,16 @@ use crate::auth::Token;
 use crate::config::{self, BodyFormat, Redactor, fill_in, fill_in_url};
 use crate::http::{ClientError, ClientSettings, Exchange, Outgoing, client, exchange};
 use crate::lead::LeadId;
+use crate::ledger::RequestKind;
 use crate::reason::Reason;
+use crate::traces::{self, Server, TraceContext};
 
 /// The lead's id, the same on every post of it. No lead API is known to honour it; those that begin to will find it there
 /// (draft-ietf-httpapi-idempotency-key-header).
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+
+const TRACEPARENT: HeaderName = HeaderName::from_static(traces::TRACEPARENT);
+const TRACESTATE: HeaderName = HeaderName::from_static(traces::TRACESTATE);
 
 /// A lead API over HTTP.
 #[derive(Debug)]
@@ -26,6 +31,8 @@ pub struct LeadApi {
     headers: HeaderMap,
     answers: Answers,
     query: Option<Query>,
+    /// Where posts go, and where queries do, for spans.
+    servers: [Server; 2],
     max_answer_bytes: usize,
     max_retry_after: Duration,
 }
@@ -52,6 +59,11 @@ impl LeadApi {
             headers.insert(name, value);
         }
         let url = fill_in_url(&request.url, &config::url_values(destination)).expect("checked: all variables are set");
+        let url: reqwest::Url = url.parse().expect("checked: a URL");
+        let query = Query::of(destination).expect("checked: the expressions compile");
+        let asked = query.as_ref().and_then(|query| query.url("").ok());
+        let (method, name) = method(request.method);
+        let servers = [server(name, &url), server("GET", asked.as_ref().unwrap_or(&url))];
         Ok(Self {
             client: client(&ClientSettings {
                 timeout: Duration::from_millis(request.timeout_ms),
@@ -59,26 +71,38 @@ impl LeadApi {
                 idle_timeout: Duration::from_millis(request.idle_timeout_ms),
                 proxy: &request.proxy,
             })?,
-            method: method(request.method),
-            url: url.parse().expect("checked: a URL"),
+            method,
+            url,
             headers,
             answers: Answers::of(destination).expect("checked: the tests compile"),
-            query: Query::of(destination).expect("checked: the expressions compile"),
+            query,
+            servers,
             max_answer_bytes: request.max_answer_bytes,
             max_retry_after,
         })
     }
 
-    /// Posts a lead once.
+    /// Where requests of this kind go.
+    pub fn server(&self, kind: RequestKind) -> &Server {
+        &self.servers[kind as usize]
+    }
+
+    /// Posts a lead once, as a part of this trace.
     ///
     /// # Cancel safety
     /// None: a dropped post may have arrived. Callers let it run to its end.
-    pub async fn post(&self, id: LeadId, token: &Token, body: Bytes) -> (Outcome, Exchange) {
+    pub async fn post(
+        &self,
+        id: LeadId,
+        token: &Token,
+        body: Bytes,
+        trace: Option<&TraceContext>,
+    ) -> (Outcome, Exchange) {
         let mut headers = self.headers.clone();
         let mut text = [0; uuid::fmt::Hyphenated::LENGTH];
         let key = HeaderValue::from_str(id.0.hyphenated().encode_lower(&mut text)).expect("hex and hyphens");
         headers.insert(IDEMPOTENCY_KEY, key);
-        let exchange = self.send(self.method.clone(), &self.url, headers, token, body).await;
+        let exchange = self.send(self.method.clone(), &self.url, headers, token, body, trace).await;
         let redactor = token.credential().redactor();
         (self.answers.classify(&exchange, redactor), clean(exchange, redactor))
     }
@@ -88,8 +112,8 @@ impl LeadApi {
         self.query.is_some()
     }
 
-    /// Asks whether an earlier post of the lead with this key has arrived.
-    pub async fn ask(&self, token: &Token, key: &str) -> (Outcome, Exchange) {
+    /// Asks whether an earlier post of the lead with this key has arrived, as a part of this trace.
+    pub async fn ask(&self, token: &Token, key: &str, trace: Option<&TraceContext>) -> (Outcome, Exchange) {
         let Some(query) = &self.query else {
             let reason = Reason::new("request_invalid", "destination.reconcile is not set");
             return (Outcome::NotSent(reason.clone()), Exchange::NotSent(reason));
@@ -98,7 +122,7 @@ impl LeadApi {
             Ok(url) => {
                 let mut headers = self.headers.clone();
                 headers.remove(header::CONTENT_TYPE);
-                self.send(Method::GET, &url, headers, token, Bytes::new()).await
+                self.send(Method::GET, &url, headers, token, Bytes::new(), trace).await
             }
             Err(reason) => Exchange::NotSent(reason),
         };
@@ -114,8 +138,16 @@ impl LeadApi {
         mut headers: HeaderMap,
         token: &Token,
         body: Bytes,
+        trace: Option<&TraceContext>,
     ) -> Exchange {
         let credential = token.credential();
+        if let Some(trace) = trace {
+            let of = |text: &str| HeaderValue::from_str(text).expect("read: printable ASCII");
+            headers.insert(TRACEPARENT, of(trace.parent()));
+            if let Some(state) = trace.state() {
+                headers.insert(TRACESTATE, of(state));
+            }
+        }
         credential.add_headers(&mut headers);
         let with_query = credential.add_query(url);
         let outgoing = Outgoing { method, url: with_query.as_ref().unwrap_or(url), headers, body };
@@ -141,10 +173,16 @@ fn content_type(format: BodyFormat) -> &'static str {
     }
 }
 
-fn method(method: config::Method) -> Method {
+fn server(method: &'static str, url: &reqwest::Url) -> Server {
+    let host = url.host_str().unwrap_or_default().to_owned();
+    Server { method, host, port: url.port_or_known_default().unwrap_or_default() }
+}
+
+/// A method and its name.
+fn method(method: config::Method) -> (Method, &'static str) {
     match method {
-        config::Method::Post => Method::POST,
-        config::Method::Put => Method::PUT,
-        config::Method::Patch => Method::PATCH,
+        config::Method::Post => (Method::POST, "POST"),
+        config::Method::Put => (Method::PUT, "PUT"),
+        config::Method::Patch => (Method::PATCH, "PATCH"),
     }
 }

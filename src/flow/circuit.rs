@@ -81,6 +81,20 @@ pub enum CircuitState {
     Probing,
 }
 
+impl CircuitState {
+    /// All states.
+    pub const ALL: [CircuitState; 3] = [CircuitState::Closed, CircuitState::Open, CircuitState::Probing];
+
+    /// The state as it is printed.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            CircuitState::Closed => "closed",
+            CircuitState::Open => "open",
+            CircuitState::Probing => "probing",
+        }
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Circuit {
     open_after: u32,

@@ -265,6 +265,16 @@ impl Flow {
         }
     }
 
+    /// How many posts may be under way at most.
+    pub fn ceiling(&self) -> usize {
+        self.settings.concurrency
+    }
+
+    /// Posts per second, of all workers together; `None` without a limit.
+    pub fn rate_limit(&self) -> Option<f64> {
+        Some(self.settings.rate_per_s).filter(|rate| *rate > 0.0)
+    }
+
     /// Whether there is a rate limit, which workers share by their heartbeats.
     pub fn is_shared(&self) -> bool {
         self.lock().share.is_some()

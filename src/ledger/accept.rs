@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use super::identity::{Decision, Known, decide};
 use super::model::{Arrival, Fate, LeadState, Leased, OnLock, Origin};
+use super::settle::remember;
 use super::{Ledger, LedgerError, millis};
 use crate::fault::{self, Point};
 use crate::lead::LeadId;
@@ -106,6 +107,11 @@ impl Batch<'_> {
                 waiting.splice(0..0, again);
             }
         }
+        let parked = fates.iter().zip(self.arrivals).filter_map(|(fate, arrival)| match fate {
+            Some(Fate::Parked(id)) => Some((*id, arrival.trace.as_ref()?)),
+            _ => None,
+        });
+        remember(connection, parked).await?;
         Ok(fates)
     }
 
@@ -128,7 +134,7 @@ impl Batch<'_> {
     fn fate_of_new(&self, entry: &Entry) -> Fate {
         let origin = if entry.instead_of.is_some() { Origin::Conflict } else { Origin::Fresh };
         match self.state(entry) {
-            LeadState::Pending => self.fate_of_pending(entry.id, origin, 0),
+            LeadState::Pending => self.fate_of_pending(entry, origin, 0),
             LeadState::Invalid => Fate::Invalid(entry.id),
             held @ (LeadState::Delivered
             | LeadState::Duplicate
@@ -139,7 +145,8 @@ impl Batch<'_> {
         }
     }
 
-    fn fate_of_pending(&self, id: LeadId, origin: Origin, attempts: u32) -> Fate {
+    fn fate_of_pending(&self, entry: &Entry, origin: Origin, attempts: u32) -> Fate {
+        let id = entry.id;
         match self.lease {
             Some((lease, _)) => Fate::Leased(Leased {
                 id,
@@ -152,6 +159,7 @@ impl Batch<'_> {
                 in_doubt: attempts > 0,
                 age: Duration::ZERO,
                 leased_at: self.leased_at,
+                trace: self.arrival(entry).trace.clone(),
             }),
             None => Fate::Parked(id),
         }
@@ -223,7 +231,7 @@ impl Batch<'_> {
                         (None, 1..) => Origin::Replayed,
                         (None, _) => Origin::Fresh,
                     };
-                    fates[entry.at] = Some(self.fate_of_pending(entry.id, origin, row.attempts));
+                    fates[entry.at] = Some(self.fate_of_pending(&entry, origin, row.attempts));
                     ours.push(entry.id.0);
                     self.given.insert(entry.id);
                 }
@@ -335,7 +343,7 @@ impl Batch<'_> {
                  finished_at = case when t.state <> 'pending' then now() end, \
                  charged = 0, suspected = 0, budget_from = now(), replays = l.replays + 1, \
                  code = t.code, reason = t.reason, violations = t.violations::jsonb, warning = null, \
-                 email_key = t.email_key, assistant_key = t.assistant_key, erased_at = null \
+                 email_key = t.email_key, assistant_key = t.assistant_key, erased_at = null, trace = null \
              from t where l.id = t.id \
              returning l.id, l.attempts",
         )
@@ -359,7 +367,7 @@ impl Batch<'_> {
             self.given.insert(entry.id);
             let attempts = attempts.get(&entry.id.0).copied().unwrap_or(0);
             fates[entry.at] = Some(if self.state(entry) == LeadState::Pending {
-                self.fate_of_pending(entry.id, Origin::Replayed, u32::try_from(attempts).unwrap_or(0))
+                self.fate_of_pending(entry, Origin::Replayed, u32::try_from(attempts).unwrap_or(0))
             } else {
                 Fate::Invalid(entry.id)
             });

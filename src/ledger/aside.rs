@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::accept::Batch;
+use super::claim::kept;
 use super::model::{Arrival, OnLock};
 use super::{Ledger, LedgerError};
 use crate::fault::{self, Point};
@@ -32,10 +33,10 @@ impl Ledger {
                 async move {
                     let mut transaction = pool.begin().await?;
                     sqlx::query(
-                        "insert into aside (destination, queue, lead_id, message_id, body, redelivered, replay) \
-                         select $1, $2, lead_id, message_id, body, redelivered, replay \
-                         from unnest($3::uuid[], $4::text[], $5::bytea[], $6::bool[], $7::bool[]) \
-                             as t (lead_id, message_id, body, redelivered, replay)",
+                        "insert into aside (destination, queue, lead_id, message_id, body, redelivered, replay, trace) \
+                         select $1, $2, lead_id, message_id, body, redelivered, replay, trace \
+                         from unnest($3::uuid[], $4::text[], $5::bytea[], $6::bool[], $7::bool[], $8::text[]) \
+                             as t (lead_id, message_id, body, redelivered, replay, trace)",
                     )
                     .bind(&*ledger.destination)
                     .bind(&*ledger.queue)
@@ -44,6 +45,12 @@ impl Ledger {
                     .bind(arrivals.iter().map(|arrival| &*arrival.body).collect::<Vec<&[u8]>>())
                     .bind(arrivals.iter().map(|arrival| arrival.redelivered).collect::<Vec<_>>())
                     .bind(arrivals.iter().map(|arrival| arrival.replay).collect::<Vec<_>>())
+                    .bind(
+                        arrivals
+                            .iter()
+                            .map(|arrival| arrival.trace.as_ref().map(ToString::to_string))
+                            .collect::<Vec<_>>(),
+                    )
                     .execute(&mut *transaction)
                     .await?;
                     fault::at(Point::SettingAside);
@@ -96,7 +103,7 @@ impl Ledger {
                 async move {
                     let mut transaction = pool.begin().await?;
                     let rows = sqlx::query(
-                        "select seq, lead_id, message_id, body, redelivered, replay from aside \
+                        "select seq, lead_id, message_id, body, redelivered, replay, trace from aside \
                          where destination = $1 and queue = $2 and seq = any($3) order by seq for update skip locked",
                     )
                     .bind(&*ledger.destination)
@@ -149,5 +156,6 @@ where
         message_id: row.try_get("message_id")?,
         redelivered: row.try_get("redelivered")?,
         replay: row.try_get("replay")?,
+        trace: kept(row)?,
     })
 }

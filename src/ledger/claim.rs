@@ -14,6 +14,7 @@ use super::settle::{Write, write};
 use super::{Ledger, LedgerError, millis};
 use crate::fault::{self, Point, Rule};
 use crate::lead::LeadId;
+use crate::traces::TraceContext;
 
 /// How many expired leases are dealt with in one transaction.
 const EXPIRED_BATCH: i64 = 500;
@@ -34,7 +35,7 @@ const CLAIM: &str = "with due as ( \
      returning l.id, l.attempts, l.charged, l.suspected, \
          l.attempts > 0 and exists (select 1 from attempts a \
              where a.lead_id = l.id and a.outcome = 'uncertain') as in_doubt, \
-         extract(epoch from now() - l.budget_from)::float8 as age, l.body";
+         extract(epoch from now() - l.budget_from)::float8 as age, l.body, l.trace";
 
 /// What keeps a lead that is leased, or not yet due, from being claimed.
 const IS_FREE: &str = "next_attempt_at <= now() and (lease is null)::int = 1";
@@ -126,11 +127,11 @@ impl Ledger {
     }
 
     /// Settles up to 500 leads whose lease ran out: the attempt under way is recorded as uncertain, and `decide` says what is
-    /// next for the lead. Says which leads those were.
+    /// next for the lead. Says what those were.
     ///
     /// # Errors
     /// That nothing was settled, or that nobody knows.
-    pub async fn expire<D>(&self, decide: D) -> Result<Vec<LeadId>, LedgerError>
+    pub async fn expire<D>(&self, decide: D) -> Result<Vec<Settlement>, LedgerError>
     where
         D: Fn(&Expired) -> Next + Send + Sync + 'static,
     {
@@ -172,7 +173,7 @@ impl Ledger {
                     if !expired.is_empty() {
                         fault::at(Point::Expired);
                     }
-                    Ok(expired.into_iter().map(|(_, settlement)| settlement.id).collect())
+                    Ok(expired.into_iter().map(|(_, settlement)| settlement).collect())
                 }
             })
             .await
@@ -228,6 +229,7 @@ fn claimed(row: &PgRow, lease: Uuid, leased_at: Instant) -> Result<Claimed, sqlx
         in_doubt: row.try_get("in_doubt")?,
         age: seconds(row, "age")?,
         leased_at,
+        trace: kept(row)?,
     };
     Ok(Claimed { leased, body: row.try_get("body")? })
 }
@@ -255,7 +257,15 @@ fn of_expired(row: &PgRow, decide: &dyn Fn(&Expired) -> Next) -> Result<Settleme
             retry_after: None,
         }],
         next: decide(&expired),
+        // Who knew it is gone.
+        trace: None,
     })
+}
+
+/// What is remembered of its message's trace.
+pub(super) fn kept(row: &PgRow) -> Result<Option<Arc<TraceContext>>, sqlx::Error> {
+    let kept: Option<String> = row.try_get("trace")?;
+    Ok(kept.and_then(|kept| TraceContext::kept(&kept)).map(Arc::new))
 }
 
 fn count(row: &PgRow, column: &str) -> Result<u32, sqlx::Error> {

@@ -109,6 +109,7 @@ mod tests {
             replay,
             keys: Keys::default(),
             violations: Vec::new(),
+            trace: None,
         }
     }
 

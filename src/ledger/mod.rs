@@ -32,6 +32,7 @@ mod edit;
 mod find;
 mod identity;
 mod inspect;
+mod levels;
 mod list;
 mod model;
 mod pool;
@@ -56,6 +57,7 @@ pub use claim::Expired;
 pub use edit::{Edit, Edited};
 pub use find::{Filter, Order, Place, When};
 pub use inspect::{Inspection, Refusal, Server, Tables};
+pub use levels::Levels;
 pub use list::{Group, Listed, Page};
 pub use model::{
     Arrival, Attempt, Claimed, Doubts, End, Fate, LeadState, Leased, Next, OnLock, Origin, Receipt, RequestKind,

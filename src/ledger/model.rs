@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,6 +11,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::lead::{Keys, LeadId, Violation};
+use crate::traces::TraceContext;
 
 /// The state of a lead. The names are an interface: they are stored, counted and shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -95,6 +97,8 @@ pub struct Arrival {
     pub keys: Keys,
     /// What is wrong with it; empty: it is a valid lead.
     pub violations: Vec<Violation>,
+    /// Where it belongs in its producer's trace.
+    pub trace: Option<Arc<TraceContext>>,
 }
 
 impl fmt::Debug for Arrival {
@@ -154,6 +158,8 @@ pub struct Leased {
     pub age: Duration,
     /// When that was, by our clock, and not later than by the database's.
     pub leased_at: Instant,
+    /// Where its message belongs in its producer's trace.
+    pub trace: Option<Arc<TraceContext>>,
 }
 
 /// A lead that was claimed, with its body.
@@ -186,6 +192,14 @@ impl RequestKind {
         match self {
             RequestKind::Post => "post",
             RequestKind::Query => "query",
+        }
+    }
+
+    /// Whether an attempt of this kind may have this outcome, as the table of attempts has it.
+    pub fn can_come_to(self, outcome: &str) -> bool {
+        match self {
+            RequestKind::Post => !matches!(outcome, "reconciled" | "absent"),
+            RequestKind::Query => !matches!(outcome, "delivered" | "duplicate" | "rejected" | "uncertain"),
         }
     }
 }
@@ -228,6 +242,8 @@ pub struct Settlement {
     pub attempts: Vec<Attempt>,
     /// What is next.
     pub next: Next,
+    /// What is to be remembered for the time that it waits: where its message belongs in its producer's trace.
+    pub trace: Option<Arc<TraceContext>>,
 }
 
 /// What is next for a lead.
@@ -282,6 +298,14 @@ impl Next {
         match self {
             Next::Again { .. } => LeadState::Pending,
             Next::End(end) => end.state.unwrap_or(LeadState::Delivered),
+        }
+    }
+
+    /// Why, as a code.
+    pub fn code(&self) -> Option<&str> {
+        match self {
+            Next::Again { code, .. } => code.as_deref(),
+            Next::End(end) => end.code.as_deref(),
         }
     }
 }

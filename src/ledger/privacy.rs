@@ -455,7 +455,7 @@ async fn erase(
              warning = case when warning is not null then 'erased' end, \
              violations = case when violations is not null then coalesce((select jsonb_agg(jsonb_build_object( \
                  'field', '', 'code', v ->> 'code', 'message', 'erased')) from jsonb_array_elements(violations) as v), '[]') end, \
-             remote_id = null, remote_state = null, remote_sub_state = null, next_schedule_time = null, \
+             remote_id = null, remote_state = null, remote_sub_state = null, next_schedule_time = null, trace = null, \
              message_id = case when position($2 in lower(message_id)) > 0 then null else message_id end \
          where id = any($1)",
     )

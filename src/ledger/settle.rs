@@ -11,6 +11,7 @@ use super::model::{LeadState, Next, OnLock, Settlement};
 use super::{Ledger, LedgerError, millis};
 use crate::fault::{self, Point, Rule};
 use crate::lead::{LeadId, Violation};
+use crate::traces::TraceContext;
 
 /// How much of an answer is kept with its attempt.
 const MAX_KEPT_ANSWER: usize = 4 * 1024;
@@ -51,6 +52,9 @@ impl Ledger {
                         free.retain(|settlement| !busy.contains(&settlement.id));
                     }
                     let settled = write(&mut transaction, Write::of(&free, &ledger.worker)).await?;
+                    let waiting =
+                        free.iter().filter_map(|settlement| Some((settlement.id, settlement.trace.as_ref()?)));
+                    remember(&mut transaction, waiting.filter(|(id, _)| settled.contains(id))).await?;
                     let mut late = free;
                     late.retain(|settlement| !settled.contains(&settlement.id));
                     if repeated && !late.is_empty() {
@@ -69,6 +73,26 @@ impl Ledger {
             })
             .await
     }
+}
+
+/// Remembers where the messages of these leads belong in their producers' traces. This transaction has written the leads already, so it waits
+/// for nobody; and mostly there is none.
+pub(super) async fn remember<'a>(
+    connection: &mut PgConnection,
+    leads: impl Iterator<Item = (LeadId, &'a Arc<TraceContext>)>,
+) -> Result<(), sqlx::Error> {
+    let (ids, traces): (Vec<Uuid>, Vec<String>) = leads.map(|(id, trace)| (id.0, trace.to_string())).unzip();
+    if ids.is_empty() {
+        return Ok(());
+    }
+    sqlx::query(
+        "update leads l set trace = t.trace from unnest($1::uuid[], $2::text[]) as t (id, trace) where l.id = t.id",
+    )
+    .bind(ids)
+    .bind(traces)
+    .execute(connection)
+    .await
+    .map(drop)
 }
 
 /// Which of these are ours, and locked by somebody else.

@@ -1,7 +1,7 @@
 //! A batch of messages: read, committed to the ledger, told of.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use tokio::time::Instant;
@@ -13,10 +13,11 @@ use super::health::{Doing, Health};
 use super::settle::AGAIN;
 use crate::broker::{Message, Receipt};
 use crate::fault;
-use crate::lead::{Code, Keys, Lead, LeadRules, Violation, identify};
+use crate::lead::{Code, Keys, Lead, LeadId, LeadRules, Violation, identify};
 use crate::ledger::{Arrival, Fate, LeadState, Ledger, LedgerError, OnLock, Origin};
-use crate::metrics::Metrics;
+use crate::metrics::{Became, Metrics};
 use crate::reason::chain;
+use crate::traces::Traces;
 
 /// How long a batch that cannot be accepted is held before its messages are given back. Far below the broker's limit of 30
 /// minutes, and rare enough that quorum queues do not count a message to death.
@@ -32,6 +33,7 @@ pub(super) struct Accept {
     pub(super) rules: Arc<LeadRules>,
     pub(super) health: Arc<Health>,
     pub(super) metrics: Arc<Metrics>,
+    pub(super) traces: Traces,
     /// How far the messages that were set aside have been looked at.
     pub(super) absorbed_to: i64,
 }
@@ -53,22 +55,35 @@ impl Accept {
     /// Commits a batch, after which its messages may be acknowledged. Valid leads are leased for as long as `lease` says; without
     /// it, they are left due.
     pub(super) async fn accept(&self, batch: Vec<Message>, lease: Option<Duration>) -> Accepted {
-        self.metrics.accept_batch.observe(batch.len() as f64);
+        self.metrics.accept_batch.had(batch.len());
+        let arrived: Vec<Arrived> = batch.iter().map(Arrived::of).collect();
         let receipts: Vec<Receipt> = batch.iter().map(Message::receipt).collect();
         let (arrivals, leads): (Vec<Arrival>, Vec<Option<Lead>>) =
             batch.into_iter().map(|message| self.read(message)).unzip();
         let arrivals: Arc<[Arrival]> = arrivals.into();
         let mut accepted = Accepted::default();
-        let fates = self.commit(Arc::clone(&arrivals), lease, Instant::now(), false, &mut accepted).await;
+        let began = Instant::now();
+        let fates = self.commit(Arc::clone(&arrivals), lease, began, false, &mut accepted).await;
+        let ended = Instant::now();
+        self.metrics.accept_duration.took(ended - began);
+        let now = SystemTime::now();
         let whole = fates.iter().take_while(|fate| fate.is_some()).count();
         accepted.receipts = last_receipts(receipts.into_iter().take(whole));
-        for ((arrival, lead), fate) in arrivals.iter().zip(leads).zip(fates) {
+        for (((arrival, lead), fate), arrived) in arrivals.iter().zip(leads).zip(fates).zip(arrived) {
             let Some(fate) = fate else { continue };
-            self.tell(arrival, &fate);
-            if let Fate::Leased(leased) = fate {
-                // Under another id it may be another body that is posted.
-                let lead = lead.filter(|_| leased.id == arrival.id);
-                accepted.in_hand.push(InHand { leased, body: arrival.body.clone(), lead, is_probe: false });
+            let became = self.tell(arrival, &fate);
+            if let Some(waited) = arrived.waited(now) {
+                self.metrics.message_wait.took(waited);
+            }
+            let span = self.traces.of_message(&self.queue, id_of(&fate).0, arrival.trace.as_deref(), arrived.at);
+            span.part("accept", began, ended);
+            match fate {
+                Fate::Leased(leased) => {
+                    // Under another id it may be another body that is posted.
+                    let lead = lead.filter(|_| leased.id == arrival.id);
+                    accepted.in_hand.push(InHand { leased, body: arrival.body.clone(), lead, is_probe: false, span });
+                }
+                _ => span.end(became.as_str(), None, became == Became::Invalid),
             }
         }
         accepted
@@ -249,25 +264,26 @@ impl Accept {
             replay: message.replay,
             keys: read.keys,
             violations,
+            trace: message.trace,
         };
         (arrival, lead)
     }
 
     /// Counts a message, and says what is not a post's to say.
-    fn tell(&self, arrival: &Arrival, fate: &Fate) {
-        let kind = match fate {
+    fn tell(&self, arrival: &Arrival, fate: &Fate) -> Became {
+        let became = match fate {
             Fate::Leased(leased) => match leased.origin {
-                Origin::Fresh | Origin::Claimed => "fresh",
-                Origin::Replayed => "replayed",
-                Origin::Conflict => "conflict",
+                Origin::Fresh | Origin::Claimed => Became::Fresh,
+                Origin::Replayed => Became::Replayed,
+                Origin::Conflict => Became::Conflict,
             },
-            Fate::Parked(_) => "parked",
-            Fate::Invalid(_) => "invalid",
-            Fate::Repeated(..) => "repeated",
-            Fate::Held(..) => "held",
-            Fate::Aside(_) => "aside",
+            Fate::Parked(_) => Became::Parked,
+            Fate::Invalid(_) => Became::Invalid,
+            Fate::Repeated(..) => Became::Repeated,
+            Fate::Held(..) => Became::Held,
+            Fate::Aside(_) => Became::Aside,
         };
-        self.metrics.messages.count(kind);
+        self.metrics.messages.at(became as usize).inc();
         if !matches!(fate, Fate::Repeated(..) | Fate::Aside(_)) {
             self.health.pulse().accepted();
         }
@@ -276,11 +292,12 @@ impl Accept {
                 tracing::warn!(lead.id = %leased.id, came_as = %arrival.id, "id conflict: another body, or a lead of another destination, has this id; accepted as a lead of its own");
             }
             Fate::Invalid(id) => {
-                self.metrics.ended.count("invalid");
+                self.metrics.ended(LeadState::Invalid);
+                self.metrics.reasons.count("invalid");
                 self.health.pulse().settled(LeadState::Invalid);
                 let codes: Vec<&str> = arrival.violations.iter().map(|violation| violation.code.as_str()).collect();
-                for code in &codes {
-                    self.metrics.violations.count(code);
+                for violation in &arrival.violations {
+                    self.metrics.violations.at(violation.code as usize).inc();
                 }
                 tracing::info!(lead.id = %id, state = "invalid", codes = codes.join(","), "lead settled");
             }
@@ -290,6 +307,33 @@ impl Accept {
             Fate::Repeated(id, state) => tracing::debug!(lead.id = %id, %state, "a message came again"),
             Fate::Leased(_) | Fate::Parked(_) | Fate::Aside(_) => {}
         }
+        became
+    }
+}
+
+/// When a message was made, and when it came here.
+struct Arrived {
+    timestamp: Option<u64>,
+    at: Instant,
+}
+
+impl Arrived {
+    fn of(message: &Message) -> Self {
+        Self { timestamp: message.timestamp, at: message.arrived_at }
+    }
+
+    /// How long ago it was made. A clock that is ahead, or counts in another unit, says nothing.
+    fn waited(&self, now: SystemTime) -> Option<Duration> {
+        let made_at = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(self.timestamp?))?;
+        now.duration_since(made_at).ok()
+    }
+}
+
+/// The lead that a message became, or is about.
+fn id_of(fate: &Fate) -> LeadId {
+    match fate {
+        Fate::Leased(leased) => leased.id,
+        Fate::Parked(id) | Fate::Invalid(id) | Fate::Repeated(id, _) | Fate::Held(id, _) | Fate::Aside(id) => *id,
     }
 }
 

@@ -25,9 +25,10 @@ use crate::fault::{self, Panic, Point};
 use crate::flow::{Change, Ended, Flow, Load, Signal, Taken};
 use crate::http::{Exchange, NO_ANSWER};
 use crate::lead::{Lead, LeadId, LeadRules};
-use crate::ledger::{Attempt, End, LeadState, Leased, Next, RequestKind, Settlement};
-use crate::metrics::Metrics;
+use crate::ledger::{Attempt, End, LeadState, Leased, Next, Origin, RequestKind, Settlement};
+use crate::metrics::{During, Metrics, happened};
 use crate::reason::Reason;
+use crate::traces::{LeadSpan, RequestSpan};
 
 /// What must be left of a lease when a post begins, beyond the longest that a post can take: the time to settle it.
 const LEASE_RESERVE: Duration = Duration::from_secs(5);
@@ -61,6 +62,7 @@ pub(super) struct InHand {
     pub(super) lead: Option<Lead>,
     /// Whether the circuit waits for what becomes of it.
     pub(super) is_probe: bool,
+    pub(super) span: LeadSpan,
 }
 
 /// A settlement, and what is said of it besides.
@@ -75,11 +77,13 @@ pub(super) struct Said {
     pub(super) age: Duration,
     /// Leads which are to be blamed, because this one passed.
     pub(super) blamed: Vec<LeadId>,
+    pub(super) span: LeadSpan,
 }
 
 impl Dispatch {
     /// Carries a lead to where it can be settled. The place is free when that is on its way.
     pub(super) async fn carry(self: Arc<Self>, in_hand: InHand, place: Taken, settle: mpsc::Sender<Settling>) {
+        let _in_hand = During::begin(&self.metrics.in_hand);
         let (leased, is_probe) = (in_hand.leased.clone(), in_hand.is_probe);
         let started_at = Instant::now();
         let settling = match AssertUnwindSafe(self.post(in_hand)).catch_unwind().await {
@@ -93,8 +97,8 @@ impl Dispatch {
     }
 
     async fn post(&self, in_hand: InHand) -> Settling {
-        let InHand { leased, body, lead, is_probe } = in_hand;
-        let mut trip = Trip::begin(self, &leased, is_probe);
+        let InHand { leased, body, lead, is_probe, span } = in_hand;
+        let mut trip = Trip::begin(self, &leased, is_probe, span);
         if leased.suspected >= MAX_SUSPICIONS {
             return trip.unposted(Next::End(Policy::blamed()));
         }
@@ -147,7 +151,6 @@ impl Dispatch {
             None => {}
             Some(Change::Opened(reason)) => {
                 self.metrics.opened.inc();
-                self.metrics.circuit_open.set(1);
                 tracing::error!(code = %reason.code, cause = reason.text, "posts are paused, leads wait; see leadpost status");
             }
             Some(Change::StillOpen(pause, reason)) => {
@@ -155,7 +158,6 @@ impl Dispatch {
                 tracing::warn!(code = %reason.code, next_probe_in_ms, "a probe failed; posts stay paused");
             }
             Some(Change::Closed { after, blamed }) => {
-                self.metrics.circuit_open.set(0);
                 let paused_ms = u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
                 tracing::info!(paused_ms, leads_at_fault = blamed.len(), "a lead passed; posts go on");
                 return blamed;
@@ -176,9 +178,9 @@ impl Dispatch {
         let reason =
             Reason::new("worker_panic", "the worker failed while it handled this lead, perhaps after it had posted");
         tracing::error!(lead.id = %leased.id, "the task of a lead has panicked; this is a bug");
-        let mut trip = Trip::begin(self, leased, is_probe);
+        let mut trip = Trip::begin(self, leased, is_probe, LeadSpan::default());
         let outcome = Outcome::Uncertain(reason);
-        trip.note(RequestKind::Post, &outcome, started_at, None);
+        trip.note(RequestKind::Post, &outcome, started_at, None, RequestSpan::default());
         trip.tell(Signal::Nothing);
         let next = self.policy.next(&outcome, trip.facts(), fastrand::f64());
         trip.settling(next)
@@ -215,22 +217,6 @@ fn load(outcome: &Outcome, exchange: &Exchange) -> Load {
     }
 }
 
-/// A request that is counted as under way for as long as this lives, whatever becomes of it.
-struct UnderWay<'a>(&'a Metrics);
-
-impl<'a> UnderWay<'a> {
-    fn begin(metrics: &'a Metrics) -> Self {
-        metrics.posting.inc();
-        Self(metrics)
-    }
-}
-
-impl Drop for UnderWay<'_> {
-    fn drop(&mut self) {
-        self.0.posting.dec();
-    }
-}
-
 /// One lead's attempts under one lease.
 struct Trip<'a> {
     dispatch: &'a Dispatch,
@@ -242,12 +228,13 @@ struct Trip<'a> {
     too_much: bool,
     attempts: Vec<Attempt>,
     blamed: Vec<LeadId>,
+    span: LeadSpan,
 }
 
 impl<'a> Trip<'a> {
-    fn begin(dispatch: &'a Dispatch, leased: &'a Leased, is_probe: bool) -> Self {
+    fn begin(dispatch: &'a Dispatch, leased: &'a Leased, is_probe: bool, span: LeadSpan) -> Self {
         let (attempts, blamed) = (Vec::new(), Vec::new());
-        Self { dispatch, leased, is_probe, slot_since: Instant::now(), too_much: false, attempts, blamed }
+        Self { dispatch, leased, is_probe, slot_since: Instant::now(), too_much: false, attempts, blamed, span }
     }
 
     /// A token, if the post may go ahead.
@@ -307,14 +294,18 @@ impl<'a> Trip<'a> {
             let token = self.token().await?;
             fault::at(Point::Authorized);
             let started_at = Instant::now();
-            let under_way = UnderWay::begin(&self.dispatch.metrics);
+            let under_way = During::begin(&self.dispatch.metrics.posting);
+            let span = self.span.request(self.dispatch.api.server(request.kind()), former);
+            // Without spans, what the message brought goes on as it is.
+            let ours = span.context();
+            let trace = ours.as_ref().or(self.leased.trace.as_deref());
             let (outcome, exchange) = match request {
                 Request::Post(body) => {
                     fault::at(Point::Posting);
                     fault::soon_at(Point::Posted);
-                    self.dispatch.api.post(self.leased.id, &token, body.clone()).await
+                    self.dispatch.api.post(self.leased.id, &token, body.clone(), trace).await
                 }
-                Request::Query(key) => self.dispatch.api.ask(&token, key).await,
+                Request::Query(key) => self.dispatch.api.ask(&token, key, trace).await,
             };
             fault::at(match request {
                 Request::Post(_) => Point::Answered,
@@ -337,7 +328,7 @@ impl<'a> Trip<'a> {
                 }
                 outcome => outcome,
             };
-            self.note(request.kind(), &outcome, started_at, Some(&exchange));
+            self.note(request.kind(), &outcome, started_at, Some(&exchange), span);
             match outcome {
                 Outcome::Unauthorized(_) => tokens.invalidate(&token),
                 Outcome::Delivered(_) | Outcome::Reconciled(..) | Outcome::Absent(_) => {
@@ -387,17 +378,30 @@ impl<'a> Trip<'a> {
     }
 
     /// Puts an attempt on record.
-    fn note(&mut self, request: RequestKind, outcome: &Outcome, started_at: Instant, exchange: Option<&Exchange>) {
+    fn note(
+        &mut self,
+        request: RequestKind,
+        outcome: &Outcome,
+        started_at: Instant,
+        exchange: Option<&Exchange>,
+        span: RequestSpan,
+    ) {
         let duration = started_at.elapsed();
         if request == RequestKind::Post {
-            Metrics::observe(&self.dispatch.metrics.post_seconds, duration);
             self.dispatch.pulse.took(duration);
         }
-        self.dispatch.metrics.attempts.count(outcome.as_str());
         let answer = match exchange {
             Some(Exchange::Answered(answer)) => Some(answer),
             Some(Exchange::NotSent(_) | Exchange::Unknown(_)) | None => None,
         };
+        let status = answer.map(|answer| answer.status);
+        let metrics = &self.dispatch.metrics;
+        metrics.attempts.count(request, outcome.place(), status);
+        if request == RequestKind::Post {
+            metrics.post_duration.took(duration);
+            happened(&metrics.last_post);
+        }
+        span.end(status, outcome.as_str(), outcome.reason().map(|reason| &*reason.code));
         let is_success = matches!(outcome, Outcome::Delivered(_) | Outcome::Reconciled(..) | Outcome::Absent(_));
         self.attempts.push(Attempt {
             request,
@@ -405,7 +409,7 @@ impl<'a> Trip<'a> {
             duration,
             outcome: outcome.as_str(),
             charged: request == RequestKind::Post && Policy::charges(outcome),
-            http_status: answer.map(|answer| answer.status),
+            http_status: status,
             code: outcome.reason().map(|reason| reason.code.to_string()),
             reason: outcome.reason().map(Reason::for_the_record),
             answer: answer.filter(|answer| !is_success && !answer.body.is_empty()).map(|answer| answer.body.clone()),
@@ -443,9 +447,16 @@ impl<'a> Trip<'a> {
                 lease: self.leased.lease,
                 attempts_before: self.leased.attempts,
                 attempts: self.attempts,
+                // What was claimed is remembered already, and what has ended does not wait.
+                trace: match (&next, self.leased.origin) {
+                    (Next::Again { .. }, Origin::Fresh | Origin::Replayed | Origin::Conflict) => {
+                        self.leased.trace.clone()
+                    }
+                    (Next::Again { .. }, Origin::Claimed) | (Next::End(_), _) => None,
+                },
                 next,
             },
-            said: Said { leased_at: self.leased.leased_at, age: self.leased.age, blamed: self.blamed },
+            said: Said { leased_at: self.leased.leased_at, age: self.leased.age, blamed: self.blamed, span: self.span },
         }
     }
 }

@@ -1,6 +1,7 @@
 //! What a worker knows of itself and its neighbours, for the admin port.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use tokio::time::Instant;
 
 use super::pulse::{Lately, Pulse};
 use crate::auth::Tokens;
-use crate::broker::Link;
+use crate::broker::{Inbox, Link};
 use crate::flow::{CircuitState, Flow, FlowStatus};
 use crate::ledger::LedgerError;
 use crate::metrics::Metrics;
@@ -28,9 +29,9 @@ const LONG_AWAY: Duration = Duration::from_secs(10);
 /// The state of everything that the worker depends on.
 #[derive(Debug)]
 pub struct Health {
-    flow: Arc<Flow>,
-    tokens: Tokens,
-    metrics: Arc<Metrics>,
+    pub(super) flow: Arc<Flow>,
+    pub(super) tokens: Tokens,
+    pub(super) metrics: Arc<Metrics>,
     pulse: Arc<Pulse>,
     state: Mutex<State>,
 }
@@ -44,6 +45,8 @@ struct State {
     /// Whether there are results that could not be settled yet.
     settling_late: Option<Instant>,
     link: Option<watch::Receiver<Link>>,
+    /// How often the broker was lost.
+    losses: Option<Arc<AtomicU64>>,
     turned_at: Instant,
 }
 
@@ -124,6 +127,7 @@ impl Health {
             ledger_back_at: None,
             settling_late: None,
             link: None,
+            losses: None,
             turned_at: Instant::now(),
         };
         let pulse = Arc::new(Pulse::new(Instant::now()));
@@ -135,8 +139,17 @@ impl Health {
         &self.pulse
     }
 
-    pub(super) fn watch_broker(&self, link: watch::Receiver<Link>) {
-        self.lock().link = Some(link);
+    pub(super) fn watch_broker(&self, inbox: &Inbox) {
+        let mut state = self.lock();
+        state.link = Some(inbox.link());
+        state.losses = Some(inbox.losses());
+    }
+
+    /// How things stand with the broker, and how often it was lost; `None` before the start.
+    pub(super) fn broker(&self) -> Option<(Link, u64)> {
+        let state = self.lock();
+        let link = state.link.as_ref()?.borrow().clone();
+        Some((link, state.losses.as_ref()?.load(Ordering::Relaxed)))
     }
 
     /// This works; what else fails does not for that.
@@ -162,7 +175,7 @@ impl Health {
         if since.is_some_and(|since| since.elapsed() > LONG_AWAY) {
             state.ledger_back_at = Some(Instant::now());
         }
-        self.metrics.postgres_up.set(1);
+        self.metrics.now.postgres_up.set(1);
     }
 
     pub(super) fn ledger_is_down(&self, doing: Doing, error: &LedgerError) {
@@ -170,7 +183,7 @@ impl Health {
         let failing = Failing::now(chain(error));
         let since = state.failing.get(&doing).map_or(failing.since, |before| before.since);
         state.failing.insert(doing, Failing { since, ..failing });
-        self.metrics.postgres_up.set(0);
+        self.metrics.now.postgres_up.set(0);
     }
 
     /// For how long leads could not be accepted, or not be settled.
@@ -253,10 +266,6 @@ impl Health {
                 down(&format!("posts are paused: {}", flow.cause.as_deref().unwrap_or("unknown")))
             }
         };
-        self.metrics.rabbitmq_up.set(i64::from(rabbitmq.ok));
-        self.metrics.tokens.set(i64::try_from(tokens.fetched).unwrap_or(i64::MAX));
-        self.metrics.concurrency.set(i64::try_from(flow.concurrency).unwrap_or(i64::MAX));
-        self.metrics.circuit_open.set(i64::from(flow.circuit != CircuitState::Closed));
         let ready = rabbitmq.ok && postgres.ok && token.ok && api.ok;
         HealthReport { ready, rabbitmq, postgres, token, api, flow }
     }

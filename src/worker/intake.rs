@@ -28,9 +28,10 @@ use crate::config::Settings;
 use crate::fault::{self, Point, Rule};
 use crate::flow::{self, Admission, Flow, Taken};
 use crate::lead::{LeadId, LeadRules};
-use crate::ledger::{Doubts, Ledger, LedgerError};
-use crate::metrics::Metrics;
+use crate::ledger::{Claimed, Doubts, Ledger, LedgerError};
+use crate::metrics::{Metrics, happened};
 use crate::reason::{Reason, chain};
+use crate::traces::Traces;
 
 /// When posts are paused for longer than this, the consumer is cancelled: the backlog belongs in the queue.
 const SHORT_PAUSE: Duration = Duration::from_secs(2);
@@ -87,6 +88,7 @@ impl Intake {
         settle: mpsc::Sender<Settling>,
         health: &Arc<Health>,
         metrics: &Arc<Metrics>,
+        traces: Traces,
         posts: TaskTracker,
     ) -> Self {
         let accept = Accept {
@@ -95,6 +97,7 @@ impl Intake {
             rules,
             health: Arc::clone(health),
             metrics: Arc::clone(metrics),
+            traces,
             absorbed_to: 0,
         };
         let lease = Duration::from_millis(settings.flow.lease_ms);
@@ -233,8 +236,17 @@ impl Intake {
             () = tokio::time::sleep_until(until) => {}
             () = self.inbox.take(&mut arrived, self.settings.flow.batch), if self.taken.is_empty() => {}
         }
-        self.taken.extend(arrived);
+        self.took(arrived);
         Ok(())
+    }
+
+    /// Notes messages that came.
+    pub(super) fn took(&mut self, arrived: Vec<Message>) {
+        if !arrived.is_empty() {
+            self.metrics.received.inc_by(arrived.len() as u64);
+            happened(&self.metrics.last_message);
+            self.taken.extend(arrived);
+        }
     }
 
     /// Accepts what was taken without sending it: it is due, and whoever may send claims it.
@@ -283,7 +295,7 @@ impl Intake {
     fn take_more(&mut self, until: usize) {
         let mut more = Vec::new();
         self.inbox.take_now(&mut more, until.saturating_sub(self.taken.len()));
-        self.taken.extend(more);
+        self.took(more);
     }
 
     /// One turn while leads flow.
@@ -398,7 +410,7 @@ impl Intake {
         } else {
             self.inbox.take_now(&mut arrived, room.saturating_sub(self.taken.len()));
         }
-        self.taken.extend(arrived);
+        self.took(arrived);
     }
 
     /// The messages that are accepted together: not too many bytes, and a suspicious one is alone.
@@ -436,6 +448,7 @@ impl Intake {
         is_probe: bool,
     ) -> usize {
         let token = Uuid::new_v4();
+        let began = Instant::now();
         let claimed = match self.ledger.claim(limit, (token, self.lease), avoid, doubts).await {
             Ok(claimed) => claimed,
             Err(error) => {
@@ -448,14 +461,13 @@ impl Intake {
                 return 0;
             }
         };
-        let n = claimed.len();
-        for (at, claimed) in claimed.into_iter().enumerate() {
-            let in_hand = InHand {
-                leased: claimed.leased,
-                body: Bytes::from(claimed.body),
-                lead: None,
-                is_probe: is_probe && at == 0,
-            };
+        let (n, ended) = (claimed.len(), Instant::now());
+        for (at, Claimed { leased, body }) in claimed.into_iter().enumerate() {
+            let traces = &self.accept.traces;
+            let span = traces.of_due(leased.id.0, leased.trace.as_deref(), leased.attempts, began);
+            span.part("claim", began, ended);
+            let is_probe = is_probe && at == 0;
+            let in_hand = InHand { leased, body: Bytes::from(body), lead: None, is_probe, span };
             self.send(in_hand, permit).await;
         }
         n

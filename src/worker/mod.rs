@@ -17,6 +17,7 @@
 mod accept;
 mod check;
 mod dispatch;
+mod gauges;
 mod health;
 mod intake;
 mod orphans;
@@ -32,6 +33,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 pub use health::{Health, HealthReport};
@@ -46,7 +48,8 @@ use crate::http::ClientError;
 use crate::lead::LeadRules;
 use crate::ledger::{Ledger, LedgerError};
 use crate::lifecycle::Shutdown;
-use crate::metrics::Metrics;
+use crate::metrics::{Labels, Metrics};
+use crate::traces::Traces;
 use dispatch::Dispatch;
 use health::Doing;
 use intake::Intake;
@@ -57,6 +60,9 @@ use verdict::Policy;
 
 /// How long a worker that has stopped waits for those to whom it says farewell.
 const BYE: Duration = Duration::from_secs(5);
+
+/// The least that the last spans are given.
+const MOMENT: Duration = Duration::from_secs(1);
 
 /// Why a worker could not start.
 #[derive(Debug, thiserror::Error)]
@@ -93,6 +99,7 @@ pub struct Worker {
     ledger: Ledger,
     health: Arc<Health>,
     metrics: Arc<Metrics>,
+    traces: Traces,
     flow: Arc<Flow>,
     tokens: Tokens,
     api: LeadApi,
@@ -100,19 +107,23 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Sets a worker up; nothing is connected yet.
+    /// Sets a worker up, whose spans go there; nothing is connected yet.
     ///
     /// # Errors
     /// What of the settings cannot be used.
-    pub fn new(settings: Settings, name: &str) -> Result<Self, StartError> {
+    pub fn new(settings: Settings, name: &str, traces: Traces) -> Result<Self, StartError> {
         let ledger = Ledger::new(&settings, name)?;
         let tokens = Tokens::new(Login::of(&settings.destination)?);
         let api = LeadApi::new(&settings.destination, Duration::from_millis(settings.retry.max_retry_after_ms))?;
         let rules = LeadRules::of(&settings).map_err(StartError::Rules)?;
-        let metrics = Arc::new(Metrics::new());
+        let metrics = Arc::new(Metrics::new(Labels {
+            destination: settings.destination.name(),
+            queue: &settings.amqp.queue,
+            worker: name,
+        }));
         let flow = Arc::new(Flow::new(&settings));
         let health = Arc::new(Health::new(Arc::clone(&flow), tokens.clone(), Arc::clone(&metrics)));
-        Ok(Self { settings: Arc::new(settings), ledger, health, metrics, flow, tokens, api, rules })
+        Ok(Self { settings: Arc::new(settings), ledger, health, metrics, traces, flow, tokens, api, rules })
     }
 
     /// What the worker knows of itself, also while it runs.
@@ -169,9 +180,9 @@ impl Worker {
     /// # Errors
     /// When it could not start.
     pub async fn run(self, shutdown: Shutdown) -> Result<Stopped, StartError> {
-        let Self { settings, ledger, health, metrics, flow, tokens, api, rules } = self;
+        let Self { settings, ledger, health, metrics, traces, flow, tokens, api, rules } = self;
         let inbox = Inbox::open(&settings.amqp, settings.prefetch(), ledger.worker())?;
-        health.watch_broker(inbox.link());
+        health.watch_broker(&inbox);
 
         // A slot is free as soon as its post ends; what waits to be settled has this bound of its own.
         let (settlements, settling) = mpsc::channel(2 * settings.flow.batch);
@@ -230,6 +241,7 @@ impl Worker {
             settlements,
             &health,
             &metrics,
+            traces.clone(),
             posts.clone(),
         );
         loops.spawn(intake.run(shutdown.drain.clone()));
@@ -248,6 +260,7 @@ impl Worker {
 
         fault::at(Point::Stopping);
         let grace = Duration::from_millis(settings.shutdown.grace_ms);
+        let until = Instant::now() + grace;
         let drained = async {
             let mut failed = false;
             while let Some(ended) = loops.join_next().await {
@@ -257,7 +270,7 @@ impl Worker {
         };
         let stopped = tokio::select! {
             failed = drained => if failed || broken { Stopped::Broken } else { Stopped::Cleanly },
-            () = tokio::time::sleep(grace) => Stopped::InAHurry,
+            () = tokio::time::sleep_until(until) => Stopped::InAHurry,
             () = shutdown.now.cancelled() => Stopped::InAHurry,
         };
         fault::at(Point::Drained);
@@ -268,18 +281,29 @@ impl Worker {
             ledger.close().await;
         };
         if stopped == Stopped::Cleanly {
+            // What is left of the grace time, if that is not long.
+            let rest = until.saturating_duration_since(Instant::now()).clamp(MOMENT, BYE);
+            let spans = async {
+                tokio::select! {
+                    () = shutdown.now.cancelled() => traces.abandon(),
+                    () = traces.finish(rest) => {}
+                }
+            };
             // All that was sent is answered, so nothing needs the token any more.
-            let ((), said) = tokio::join!(
+            let ((), said, ()) = tokio::join!(
                 async {
                     if tokio::time::timeout(BYE, tokens.log_out()).await.is_err() {
                         tracing::warn!("the log-out was not answered; what was granted ends by itself");
                     }
                 },
-                tokio::time::timeout(BYE, bye)
+                tokio::time::timeout(BYE, bye),
+                spans
             );
             if said.is_err() {
                 tracing::debug!("Postgres did not answer the farewell");
             }
+        } else {
+            traces.abandon();
         }
         Ok(stopped)
     }

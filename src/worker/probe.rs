@@ -65,7 +65,7 @@ impl Intake {
                 () = tokio::time::sleep(PROBE_WAIT) => {}
                 () = self.inbox.take(&mut arrived, 1) => {}
             }
-            self.taken.extend(arrived);
+            self.took(arrived);
         }
         while permit.is_some() {
             let batch = self.next_batch(1);

@@ -11,7 +11,7 @@ use super::health::{Doing, Health};
 use super::verdict::{MAX_SUSPICIONS, Policy};
 use crate::lead::LeadId;
 use crate::ledger::{LeadState, Ledger, LedgerError, Next, OnLock, RequestKind, Settled, Settlement};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, happened};
 use crate::reason::chain;
 use crate::schedule::Schedule;
 
@@ -58,7 +58,7 @@ impl Settler {
             let on_lock = if busy.is_empty() { OnLock::Wait } else { OnLock::Skip };
             let mut batch = std::mem::take(&mut busy);
             batch.append(&mut gathered);
-            self.metrics.settle_batch.observe(batch.len() as f64);
+            self.metrics.settle_batch.had(batch.len());
             let (many, began) = (batch.len() >= MANY, Instant::now());
             busy = self.settle_batch(batch, on_lock).await;
             self.health.settling_late(!busy.is_empty());
@@ -73,7 +73,10 @@ impl Settler {
         let (settlements, said): (Vec<Settlement>, Vec<Said>) =
             batch.into_iter().map(|settling| (settling.settlement, settling.said)).unzip();
         let settlements: Arc<[Settlement]> = settlements.into();
+        let began = Instant::now();
         let settled = self.settle(Arc::clone(&settlements), on_lock).await;
+        let ended = Instant::now();
+        self.metrics.settle_duration.took(ended - began);
         let mut busy = Vec::new();
         let mut blamed = Vec::new();
         for (settlement, mut said) in settlements.iter().zip(said) {
@@ -81,7 +84,8 @@ impl Settler {
             if settled.busy.contains(&settlement.id) {
                 busy.push(Settling { settlement: settlement.clone(), said });
             } else {
-                self.tell(settlement, &said, settled.late.contains(&settlement.id));
+                said.span.part("settle", began, ended);
+                self.tell(settlement, said, settled.late.contains(&settlement.id));
             }
         }
         if !blamed.is_empty() {
@@ -154,7 +158,8 @@ impl Settler {
         match self.ledger.suspect(blamed, MAX_SUSPICIONS, Policy::blamed()).await {
             Ok(rejected) => {
                 for id in rejected {
-                    self.metrics.ended.count("rejected");
+                    self.metrics.ended(LeadState::Rejected);
+                    self.metrics.reasons.count("systemic_own_fault");
                     self.health.pulse().settled(LeadState::Rejected);
                     tracing::warn!(lead.id = %id, state = "rejected", code = "systemic_own_fault", "lead settled");
                 }
@@ -165,12 +170,12 @@ impl Settler {
     }
 
     /// One line for each lead: ids, codes and numbers.
-    fn tell(&self, settlement: &Settlement, said: &Said, is_late: bool) {
+    fn tell(&self, settlement: &Settlement, said: Said, is_late: bool) {
         let Settlement { id, attempts, attempts_before, next, .. } = settlement;
         if is_late {
             self.metrics.late.inc();
             tracing::warn!(lead.id = %id, "settled too late: the lease had run out, and the attempt counts as uncertain");
-            return;
+            return said.span.end("late", Some("lease_expired"), true);
         }
         let last = attempts.last();
         let attempt = attempts_before + u32::try_from(attempts.len()).unwrap_or(0);
@@ -181,24 +186,33 @@ impl Settler {
         };
         let (post_ms, query_ms) = (took_ms(RequestKind::Post), took_ms(RequestKind::Query));
         self.health.pulse().settled(next.state());
-        let state = next.state().as_str();
+        let (state, code) = (next.state().as_str(), next.code());
+        if let Some(code) = code {
+            self.metrics.reasons.count(code);
+        }
         match next {
-            Next::Again { after, code, .. } => {
+            Next::Again { after, .. } => {
                 let next_attempt_in_ms = u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
                 tracing::info!(lead.id = %id, state, attempt, http.status = http_status, post_ms, query_ms, code, next_attempt_in_ms, "lead settled");
             }
             Next::End(end) => {
-                self.metrics.ended.count(state);
-                Metrics::observe(&self.metrics.lead_seconds, said.age + said.leased_at.elapsed());
+                self.metrics.ended(next.state());
+                self.metrics.lead_duration.took(said.age + said.leased_at.elapsed());
+                if next.state() == LeadState::Delivered {
+                    happened(&self.metrics.last_delivered);
+                }
                 let warning = end.receipt.as_ref().is_some_and(|receipt| receipt.warning.is_some());
                 if warning {
                     self.metrics.warnings.inc();
                     tracing::warn!(lead.id = %id, state, attempt, http.status = http_status, post_ms, query_ms, "lead settled, but the API may not be working it; see leadpost leads show");
                 } else {
-                    tracing::info!(lead.id = %id, state, attempt, http.status = http_status, post_ms, query_ms, code = end.code.as_deref(), "lead settled");
+                    tracing::info!(lead.id = %id, state, attempt, http.status = http_status, post_ms, query_ms, code, "lead settled");
                 }
             }
         }
+        // One that waits is none that has failed.
+        let is_bad = !matches!(next.state(), LeadState::Pending | LeadState::Delivered | LeadState::Duplicate);
+        said.span.end(state, code, is_bad);
     }
 }
 

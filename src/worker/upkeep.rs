@@ -12,12 +12,16 @@ use super::health::{Doing, Health};
 use super::verdict::{Facts, Policy};
 use crate::destination::Outcome;
 use crate::flow::{self, Flow};
-use crate::ledger::{Expired, Ledger};
+use crate::ledger::{Expired, Ledger, RequestKind, Settlement};
 use crate::metrics::Metrics;
 use crate::reason::{Reason, chain};
 
 /// Between two heartbeats without a rate limit, and between two looks for leases that ran out; a tenth more or less.
 const PERIOD: Duration = Duration::from_secs(5);
+
+/// Between two readings of the ledger's numbers by a worker that is alone; of several each waits for so many times that, up to this number.
+const MEASURED: Duration = Duration::from_secs(10);
+const MOST_PATIENT: i64 = 6;
 
 /// So long after the ledger has come back no lease is taken for run out: those who hold results settle them first.
 const AFTER_OUTAGE: Duration = Duration::from_secs(30);
@@ -36,7 +40,7 @@ impl Upkeep {
     /// Runs until it is told to stop.
     pub(super) async fn run(self) {
         let beaten = Notify::new();
-        tokio::join!(self.live(&beaten), self.settle_expired(&beaten));
+        tokio::join!(self.live(&beaten), self.settle_expired(&beaten), self.measure(&beaten));
     }
 
     async fn live(&self, beaten: &Notify) {
@@ -66,6 +70,7 @@ impl Upkeep {
                 self.health.ledger_is_up(Doing::Anything);
                 self.flow.hold_is_shared(asked_at + shared.unwrap_or_default());
                 self.flow.share_with(beat.workers, asked_at, Instant::now());
+                self.metrics.ledger.workers.set(i64::from(beat.workers));
                 // Another worker may have been told.
                 if let Some(hold) = beat.hold {
                     self.flow.hold(hold, &Reason::new("held", flow::HELD), asked_at);
@@ -96,22 +101,47 @@ impl Upkeep {
         }
     }
 
+    /// Reads the numbers of the ledger that are shown as metrics. As often as this, and no oftener, however often they are scraped: more workers
+    /// each do so more seldom. Behind a heartbeat, for the reason above.
+    async fn measure(&self, beaten: &Notify) {
+        let mut due_at = Instant::now();
+        loop {
+            tokio::select! {
+                () = self.stop.cancelled() => return,
+                () = beaten.notified() => {}
+            }
+            if due_at > Instant::now() {
+                continue;
+            }
+            let workers = self.metrics.ledger.workers.get().clamp(1, MOST_PATIENT);
+            due_at = Instant::now() + MEASURED.mul_f64(workers as f64 - 0.1);
+            match self.ledger.levels().await {
+                Ok(levels) => self.metrics.ledger.set(&levels),
+                Err(error) => tracing::warn!(error = %chain(&error), "could not read the numbers of the ledger"),
+            }
+        }
+    }
+
     async fn expire(&self) {
         // After an outage, what is known of posts is settled first: here, and in other workers that were cut off too.
         if self.health.ledger_up_for().is_some_and(|up| up < AFTER_OUTAGE) || self.health.is_settling_late() {
             return;
         }
         let policy = self.policy.clone();
+        let reason = Reason::new("lease_expired", "the worker died or was cut off, perhaps after it had posted");
+        let outcome = Outcome::Uncertain(reason);
+        let place = outcome.place();
         let decide = move |expired: &Expired| {
-            let reason = Reason::new("lease_expired", "the worker died or was cut off, perhaps after it had posted");
             let facts = Facts { charged: expired.charged + 1, age: expired.age };
-            policy.next(&Outcome::Uncertain(reason), facts, fastrand::f64())
+            policy.next(&outcome, facts, fastrand::f64())
         };
         match self.ledger.expire(decide).await {
             Ok(expired) => {
-                for id in expired {
+                for Settlement { id, next, .. } in expired {
                     self.metrics.expired.inc();
-                    self.metrics.attempts.count("uncertain");
+                    self.metrics.attempts.count(RequestKind::Post, place, None);
+                    self.metrics.reasons.count(next.code().unwrap_or_default());
+                    self.metrics.ended(next.state());
                     tracing::warn!(lead.id = %id, code = "lease_expired", "a lease ran out; the attempt counts as uncertain");
                 }
             }

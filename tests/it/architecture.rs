@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// From top to bottom: a module may use those before it.
-const ORDER: [&str; 19] = [
+const ORDER: [&str; 20] = [
     "fault",
     "jq",
     "config",
@@ -13,6 +13,7 @@ const ORDER: [&str; 19] = [
     "reason",
     "http",
     "schedule",
+    "traces",
     "lead",
     "broker",
     "ledger",
@@ -27,15 +28,18 @@ const ORDER: [&str; 19] = [
 ];
 
 /// A crate, and the only modules that name it.
-const HOMES: [(&str, &[&str]); 8] = [
+const HOMES: [(&str, &[&str]); 11] = [
     ("jaq_core", &["jq"]),
     ("jaq_std", &["jq"]),
     ("jaq_json", &["jq"]),
     ("lapin", &["broker"]),
     ("sqlx", &["ledger"]),
-    ("reqwest", &["http", "auth", "destination", "cli", "sandbox"]),
+    ("reqwest", &["http", "traces", "auth", "destination", "cli", "sandbox"]),
     ("backoff", &["schedule"]),
     ("prometheus_client", &["metrics"]),
+    ("opentelemetry", &["traces"]),
+    ("opentelemetry_sdk", &["traces"]),
+    ("opentelemetry_otlp", &["traces"]),
 ];
 
 /// Tests included.

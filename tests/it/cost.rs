@@ -1,12 +1,18 @@
 //! What a lead costs: rows, commits and allocations, which are the same on every machine, unlike seconds.
 
 use std::hint::black_box;
+use std::time::Duration;
 
 use leadpost::config::{Redactor, Source};
 use leadpost::destination::Answers;
 use leadpost::http::{Answer, Exchange};
 use leadpost::lead::{LeadRules, identify};
+use leadpost::ledger::{LeadState, RequestKind};
+use leadpost::metrics::{Became, Labels, Metrics, happened};
+use leadpost::traces::{Server, Traces};
 use leadpost::worker::Stopped;
+use tokio::time::Instant;
+use uuid::Uuid;
 
 use crate::support::{DEADLINE, World};
 
@@ -53,6 +59,33 @@ async fn leads_that_wait_cost_each_one_insert_one_update_one_attempt_and_next_to
     assert!(per_lead < COMMITS_PER_LEAD, "{per_lead} commits for each lead");
     assert!(per_lead > 0.0, "commits are counted");
     world.until_all_delivered(&ids).await;
+}
+
+/// What is counted and traced of a lead where nobody traces: without it, a lead would be no cheaper.
+#[test]
+fn to_count_a_lead_and_not_to_trace_it_allocates_nothing() {
+    let metrics = Metrics::new(Labels { destination: "d", queue: "q", worker: "w" });
+    let (traces, lead, now) = (Traces::default(), Uuid::new_v4(), Instant::now());
+    let server = Server { method: "POST", host: "api.example".to_owned(), port: 443 };
+    let counted = allocation_counter::measure(|| {
+        metrics.received.inc_by(1);
+        happened(&metrics.last_message);
+        metrics.messages.at(Became::Fresh as usize).inc();
+        metrics.message_wait.took(Duration::from_secs(1));
+        metrics.attempts.count(RequestKind::Post, 0, Some(201));
+        metrics.post_duration.took(Duration::from_millis(20));
+        metrics.reasons.count("http_503");
+        metrics.ended(LeadState::Delivered);
+        metrics.lead_duration.took(Duration::from_millis(30));
+        let span = traces.of_message("q", lead, None, now);
+        span.part("accept", now, now);
+        let request = span.request(&server, 0);
+        assert!(request.context().is_none());
+        request.end(Some(201), "delivered", None);
+        span.end("delivered", None, false);
+    });
+    assert_eq!(counted.count_total, 0);
+    assert_eq!(metrics.attempts.place(RequestKind::Post, 0, Some(201)).get(), 1, "it was counted");
 }
 
 /// A lead as it goes out as it came, and an answer to it.

@@ -9,6 +9,7 @@ use leadpost::lead::LeadId;
 use leadpost::ledger::{LeadState, OnLock};
 use leadpost::lifecycle::Shutdown;
 use leadpost::sandbox::Fault;
+use leadpost::traces::Traces;
 use leadpost::worker::{Stopped, Worker};
 use tokio::time::sleep;
 use uuid::Uuid;
@@ -40,7 +41,8 @@ async fn hasty() -> World {
 
 /// Starts a worker that may not change the tables.
 async fn start_as_it_is(world: &World) -> Running {
-    let (worker, shutdown) = (Worker::new(world.settings.clone(), "worker").unwrap(), Shutdown::default());
+    let (worker, shutdown) =
+        (Worker::new(world.settings.clone(), "worker", Traces::default()).unwrap(), Shutdown::default());
     assert!(worker.prepare(false, &shutdown).await.unwrap());
     let (health, metrics) = (worker.health(), worker.metrics());
     let task = tokio::spawn(worker.run(shutdown.clone()));

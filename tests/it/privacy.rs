@@ -1,4 +1,5 @@
-//! Nothing personal and nothing secret leaves the ledger: not in logs at any level, not on the admin port, not in error texts.
+//! Nothing personal and nothing secret leaves the ledger: not in logs at any level, not in spans, not on the admin port, not in
+//! error texts.
 //!
 //! Everything that must not be seen holds one of the marks below, whatever the way it comes in: the message, its id, what the API
 //! or the token endpoint answers, the settings.
@@ -13,6 +14,7 @@ use leadpost::ledger::LeadState;
 use leadpost::sandbox::{Fault, StatusAnswer};
 use uuid::Uuid;
 
+use crate::support::collector::Collector;
 use crate::support::{Message, Process, World};
 
 /// Stands in every name, email, context, message id, secret and password of these tests.
@@ -77,7 +79,10 @@ async fn a_run_over_all_outcomes(log: &[&str]) {
     faults.rule("+uncertain", Some(1), Fault::reset().after());
     faults.rule("+exhausted", None, Fault::answer(echo(503)));
     let settings = ["--set", "retry.initial_ms=20", "--set", "retry.max_attempts=3"];
-    let worker = world.worker(&[&settings, log].concat()).await;
+    let collector = Collector::open().await;
+    let environment = collector.environment();
+    let environment: Vec<_> = environment.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let worker = world.worker_with(&[&settings, log].concat(), &environment).await;
 
     // What has to do with single leads.
     for tag in ["fine", "rejected", "known", "stale", "flaky", "broken", "uncertain", "exhausted"] {
@@ -148,6 +153,9 @@ async fn a_run_over_all_outcomes(log: &[&str]) {
     let said = worker.stop().await;
     assert!(said.contains("lead settled"), "nothing was logged: {said}");
     is_clean("the log", &said);
+    let spans = collector.raw();
+    assert!(spans.contains("http_422") && spans.contains("process ledger"), "nothing was exported");
+    is_clean("the spans", &spans);
     world.check_books().await;
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use leadpost::config::Retention;
 use leadpost::lead::LeadId;
 use leadpost::ledger::{Act, Action, Doubts, Filter, LeadState, Ledger, OnLock};
+use leadpost::metrics::Format;
 use leadpost::sandbox::Fault;
 use leadpost::worker::Stopped;
 use uuid::Uuid;
@@ -133,7 +134,7 @@ async fn leads_go_with_their_attempts_and_replays_when_they_are_as_old_as_their_
     assert_eq!(world.ledger.status().await.unwrap().accepted, 8);
     assert_eq!(world.tally().await, LeadState::ALL.map(|state| (state, 1)));
     assert_eq!(running.metrics.removed.get(), 7);
-    assert!(running.metrics.render().contains("\nleadpost_removed_leads_total 7\n"));
+    assert!(running.metrics.render(Format::Prometheus).contains("\nleadpost_removed_leads_total 7\n"));
     world.finish(running).await;
 }
 

@@ -3,7 +3,9 @@
 pub mod api;
 pub mod books;
 mod broker;
+pub mod collector;
 mod database;
+pub mod exposition;
 pub mod flowing;
 mod process;
 pub mod proxy;
@@ -23,6 +25,7 @@ use leadpost::ledger::{LeadRecord, LeadState, Ledger};
 use leadpost::lifecycle::Shutdown;
 use leadpost::metrics::Metrics;
 use leadpost::sandbox::{Profile, Sandbox, SandboxSettings, Tuning};
+use leadpost::traces::Traces;
 use leadpost::worker::{Health, Stopped, Worker};
 use tokio::task::JoinHandle;
 use uuid::Uuid;
@@ -31,7 +34,7 @@ use broker::Broker;
 pub use broker::{Message, amqp_url};
 use database::Database;
 pub use database::database_url;
-pub use process::{Process, Usage, get, run};
+pub use process::{Process, Usage, get, get_as, run};
 
 /// Nothing in these tests takes longer unless it is broken.
 pub const DEADLINE: Duration = Duration::from_secs(30);
@@ -103,7 +106,7 @@ impl World {
 
     pub async fn start_named(&self, name: &str) -> Running {
         leadpost::config::check(&self.settings).unwrap();
-        let worker = Worker::new(self.settings.clone(), name).unwrap();
+        let worker = Worker::new(self.settings.clone(), name, Traces::default()).unwrap();
         let shutdown = Shutdown::default();
         assert!(worker.prepare(true, &shutdown).await.unwrap());
         let (health, metrics) = (worker.health(), worker.metrics());

@@ -162,13 +162,18 @@ impl Process {
 
     /// Asks its admin port, and returns the status, the content type and the body.
     pub async fn ask(&self, path: &str) -> (u16, String, String) {
+        get(&self.url(path).await).await
+    }
+
+    /// The URL of a path on its admin port.
+    pub async fn url(&self, path: &str) -> String {
         let line = self.until_said("admin port").await;
         let address: String = line
             .split("127.0.0.1:")
             .nth(1)
             .map(|rest| rest.chars().take_while(char::is_ascii_digit).collect())
             .unwrap_or_default();
-        get(&format!("http://127.0.0.1:{address}{path}")).await
+        format!("http://127.0.0.1:{address}{path}")
     }
 
     /// The most memory that it has held at a time so far, in bytes.
@@ -235,8 +240,13 @@ impl Drop for Process {
 
 /// Status, content type and body of what this URL gives.
 pub async fn get(url: &str) -> (u16, String, String) {
+    get_as(url, "*/*").await
+}
+
+/// The same, for one who accepts this.
+pub async fn get_as(url: &str, accept: &str) -> (u16, String, String) {
     let client = reqwest::Client::builder().no_proxy().timeout(DEADLINE).build().unwrap();
-    let response = client.get(url).send().await.unwrap();
+    let response = client.get(url).header("accept", accept).send().await.unwrap();
     let kind = response.headers().get("content-type").map(|kind| kind.to_str().unwrap().to_owned());
     (response.status().as_u16(), kind.unwrap_or_default(), response.text().await.unwrap())
 }

@@ -9,6 +9,7 @@ use leadpost::config::Settings;
 use leadpost::lead::{Code, Keys, LeadId, Violation};
 use leadpost::ledger::{Arrival, Attempt, End, Fate, LeadState, Leased, Ledger, Next, OnLock, RequestKind, Settlement};
 use leadpost::lifecycle::Shutdown;
+use leadpost::traces::Traces;
 use leadpost::worker::Worker;
 use tokio::time::Instant;
 use uuid::Uuid;
@@ -29,6 +30,7 @@ pub fn arrival(id: LeadId, body: &str) -> Arrival {
         replay: false,
         keys: Keys::of_body(body.as_bytes()),
         violations: Vec::new(),
+        trace: None,
     }
 }
 
@@ -79,7 +81,7 @@ pub fn ending(state: LeadState) -> (Vec<Attempt>, Next) {
 /// What settles this lead so that it comes to this state.
 pub fn settlement(leased: &Leased, state: LeadState) -> Settlement {
     let (attempts, next) = ending(state);
-    Settlement { id: leased.id, lease: leased.lease, attempts_before: leased.attempts, attempts, next }
+    Settlement { id: leased.id, lease: leased.lease, attempts_before: leased.attempts, attempts, next, trace: None }
 }
 
 /// The leads of these fates that were leased.
@@ -128,7 +130,7 @@ impl World {
     /// Starts a worker with other settings.
     pub async fn start_with(&self, settings: Settings, name: &str) -> Running {
         leadpost::config::check(&settings).unwrap();
-        let worker = Worker::new(settings, name).unwrap();
+        let worker = Worker::new(settings, name, Traces::default()).unwrap();
         let shutdown = Shutdown::default();
         assert!(worker.prepare(true, &shutdown).await.unwrap());
         let (health, metrics) = (worker.health(), worker.metrics());
