@@ -271,7 +271,7 @@ impl Ledger {
                         .bind(places)
                         .fetch_all(connection)
                         .await?;
-                collected.aside = bodies.iter().map(text).collect();
+                collected.aside = bodies.iter().map(|body| text(body)).collect();
                 Ok(collected)
             })
         })
@@ -549,13 +549,13 @@ async fn record(
         body: is_theirs.then(|| text(&body)),
         answers: answers
             .iter()
-            .map(|row| Ok((row.try_get(0)?, text(&row.try_get(1)?))))
+            .map(|row| Ok((row.try_get(0)?, text(&row.try_get::<Vec<u8>, _>(1)?))))
             .collect::<Result<_, sqlx::Error>>()?,
-        former_bodies: former.iter().map(text).collect(),
+        former_bodies: former.iter().map(|body| text(body)).collect(),
     }))
 }
 
-fn text(bytes: &Vec<u8>) -> String {
+fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
