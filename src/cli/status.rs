@@ -28,7 +28,7 @@ pub(super) async fn run(args: StatusArgs, source: &Source) -> anyhow::Result<Exi
         match queue_depth(&settings.amqp).await {
             Ok(ready) => Ok(ready),
             // Nobody can mend that by waiting.
-            Err(error @ BrokerError::Url(_)) => return Err(error.into()),
+            Err(error @ (BrokerError::Url(_) | BrokerError::Tls(_))) => return Err(error.into()),
             Err(error) => Err(error.to_string()),
         }
     } else {

@@ -17,6 +17,9 @@ use crate::reason::Reason;
 /// (draft-ietf-httpapi-idempotency-key-header).
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
+/// Where the settings of these connections are.
+const SECTION: &str = "destination.request";
+
 /// A lead API over HTTP.
 #[derive(Debug)]
 pub struct LeadApi {
@@ -58,6 +61,8 @@ impl LeadApi {
                 connect_timeout: Duration::from_millis(request.connect_timeout_ms),
                 idle_timeout: Duration::from_millis(request.idle_timeout_ms),
                 proxy: &request.proxy,
+                tls: &request.tls,
+                section: SECTION,
             })?,
             method: method(request.method),
             url: url.parse().expect("checked: a URL"),
@@ -118,7 +123,8 @@ impl LeadApi {
         let credential = token.credential();
         credential.add_headers(&mut headers);
         let with_query = credential.add_query(url);
-        let outgoing = Outgoing { method, url: with_query.as_ref().unwrap_or(url), headers, body };
+        let url = with_query.as_ref().unwrap_or(url);
+        let outgoing = Outgoing { method, url, headers, body, section: SECTION };
         exchange(&self.client, outgoing, self.max_answer_bytes, self.max_retry_after).await
     }
 }

@@ -5,6 +5,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot be set up should panic")]
 
+mod admin;
 mod architecture;
 mod binary;
 mod bodies;
@@ -35,6 +36,7 @@ mod refresh;
 mod requeue;
 mod retention;
 mod sabotage;
+mod secured;
 mod security;
 mod sessions;
 mod silence;
