@@ -13,6 +13,7 @@ mod chaos;
 mod commits;
 mod cost;
 mod crash;
+mod dependencies;
 mod deploy;
 mod echoes;
 mod endpoints;
