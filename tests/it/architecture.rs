@@ -27,7 +27,7 @@ const ORDER: [&str; 19] = [
 ];
 
 /// A crate, and the only modules that name it.
-const HOMES: [(&str, &[&str]); 8] = [
+const HOMES: [(&str, &[&str]); 10] = [
     ("jaq_core", &["jq"]),
     ("jaq_std", &["jq"]),
     ("jaq_json", &["jq"]),
@@ -36,6 +36,8 @@ const HOMES: [(&str, &[&str]); 8] = [
     ("reqwest", &["http", "auth", "destination", "cli", "sandbox"]),
     ("backoff", &["schedule"]),
     ("prometheus_client", &["metrics"]),
+    ("x509_cert", &["config"]),
+    ("subtle", &["admin"]),
 ];
 
 /// Tests included.
