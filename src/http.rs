@@ -13,7 +13,8 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, header};
 
-use crate::reason::{Reason, chain};
+use crate::config::Tls;
+use crate::reason::{Reason, chain, is_refused_in_handshake, tls_hint};
 
 /// The code of an [`Exchange::Unknown`] for want of an answer in time.
 pub const NO_ANSWER: &str = "timeout";
@@ -55,6 +56,10 @@ pub struct ClientSettings<'a> {
     pub idle_timeout: Duration,
     /// `none`, `env` or a proxy's URL.
     pub proxy: &'a str,
+    /// CA and client certificate.
+    pub tls: &'a Tls,
+    /// Where the settings of this connection are.
+    pub section: &'a str,
 }
 
 /// Why no client could be built.
@@ -65,7 +70,7 @@ pub struct ClientError(String);
 /// A client with our rules.
 ///
 /// # Errors
-/// When the proxy's URL cannot be used or the system's root certificates cannot be read.
+/// When the proxy's URL or the files for TLS cannot be used, or the system's root certificates cannot be read.
 pub fn client(settings: &ClientSettings<'_>) -> Result<reqwest::Client, ClientError> {
     let mut builder = reqwest::Client::builder()
         .user_agent(concat!("leadpost/", env!("CARGO_PKG_VERSION")))
@@ -81,9 +86,18 @@ pub fn client(settings: &ClientSettings<'_>) -> Result<reqwest::Client, ClientEr
     builder = match settings.proxy {
         "none" => builder.no_proxy(),
         "env" => builder,
-        url => builder.proxy(reqwest::Proxy::all(url).map_err(|error| ClientError(describe(error)))?),
+        url => builder.proxy(reqwest::Proxy::all(url).map_err(|error| ClientError(describe(error, settings.section)))?),
     };
-    builder.build().map_err(|error| ClientError(describe(error)))
+    let files = settings.tls.read(settings.section).map_err(|problems| ClientError(problems.join("; ")))?;
+    if !files.roots.is_empty() {
+        let roots = files.roots.iter().map(|root| reqwest::Certificate::from_der(root)).collect::<Result<Vec<_>, _>>();
+        builder = builder.tls_certs_only(roots.map_err(|error| ClientError(describe(error, settings.section)))?);
+    }
+    if let Some(identity) = &files.identity {
+        let identity = reqwest::Identity::from_pem(identity.pem().expose().as_bytes());
+        builder = builder.identity(identity.map_err(|error| ClientError(describe(error, settings.section)))?);
+    }
+    builder.build().map_err(|error| ClientError(describe(error, settings.section)))
 }
 
 /// One request to be sent.
@@ -97,6 +111,8 @@ pub struct Outgoing<'a> {
     pub headers: HeaderMap,
     /// The body.
     pub body: Bytes,
+    /// Where the settings of this connection are.
+    pub section: &'static str,
 }
 
 /// Sends a request and reads the answer up to `max_answer_bytes`.
@@ -108,11 +124,12 @@ pub async fn exchange(
     max_answer_bytes: usize,
     max_retry_after: Duration,
 ) -> Exchange {
+    let section = outgoing.section;
     let request =
         client.request(outgoing.method, outgoing.url.clone()).headers(outgoing.headers).body(outgoing.body).send();
     let mut response = match request.await {
         Ok(response) => response,
-        Err(error) => return not_answered(error),
+        Err(error) => return not_answered(error, section),
     };
     let headers = response.headers();
     let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
@@ -144,15 +161,15 @@ pub struct Knock {
     pub ahead_s: Option<f64>,
 }
 
-/// Asks what is there, with a method that does nothing (OPTIONS; RFC 9110, section 9.3.7).
+/// Asks what is there, with a method that does nothing (OPTIONS; RFC 9110, section 9.3.7). `section`: where the settings of this connection are.
 ///
 /// # Errors
 /// Why there was no answer.
-pub async fn knock(client: &reqwest::Client, url: &reqwest::Url) -> Result<Knock, Reason> {
+pub async fn knock(client: &reqwest::Client, url: &reqwest::Url, section: &str) -> Result<Knock, Reason> {
     let asked_at = SystemTime::now();
     let response = match client.request(Method::OPTIONS, url.clone()).send().await {
         Ok(response) => response,
-        Err(error) => match not_answered(error) {
+        Err(error) => match not_answered(error, section) {
             Exchange::NotSent(reason) | Exchange::Unknown(reason) => return Err(reason),
             Exchange::Answered(_) => unreachable!("there was no answer"),
         },
@@ -172,15 +189,19 @@ fn ahead_s(date: &str, now: SystemTime) -> Option<f64> {
 }
 
 /// Tells "provably not sent" from "perhaps read".
-fn not_answered(error: reqwest::Error) -> Exchange {
+fn not_answered(error: reqwest::Error, section: &str) -> Exchange {
     if error.is_connect() {
         let code = if error.is_timeout() { "connect_timeout" } else { "connect_failed" };
-        return Exchange::NotSent(Reason::new(code, format!("could not connect: {}", describe(error))));
+        return Exchange::NotSent(Reason::new(code, format!("could not connect: {}", describe(error, section))));
+    }
+    if is_refused_in_handshake(&error) {
+        let text = format!("could not connect: {}", describe(error, section));
+        return Exchange::NotSent(Reason::new("connect_failed", text));
     }
     if error.is_builder() {
         return Exchange::NotSent(Reason::new(
             "request_invalid",
-            format!("no request could be made: {}", describe(error)),
+            format!("no request could be made: {}", describe(error, section)),
         ));
     }
     if is_of_hyper(&error, hyper::Error::is_canceled) {
@@ -194,10 +215,14 @@ fn not_answered(error: reqwest::Error) -> Exchange {
         ));
     }
     if is_of_hyper(&error, hyper::Error::is_parse) {
-        let text = format!("what answered does not speak HTTP; do scheme and port of the URL fit? {}", describe(error));
+        let text = format!(
+            "what answered does not speak HTTP; do scheme and port of the URL fit? {}",
+            describe(error, section)
+        );
         return Exchange::Unknown(Reason::new("not_http", text));
     }
-    let text = format!("the connection broke before an answer; the request may have been read: {}", describe(error));
+    let text =
+        format!("the connection broke before an answer; the request may have been read: {}", describe(error, section));
     Exchange::Unknown(Reason::new("connection_broken", text))
 }
 
@@ -213,9 +238,11 @@ fn is_of_hyper(error: &reqwest::Error, says: fn(&hyper::Error) -> bool) -> bool 
     false
 }
 
-/// An error and its causes on one line, without the URL.
-fn describe(error: reqwest::Error) -> String {
-    chain(&error.without_url())
+/// An error and its causes on one line, without the URL, and what to do about it where that is known.
+fn describe(error: reqwest::Error, section: &str) -> String {
+    let error = error.without_url();
+    let hint = tls_hint(&error, section).map(|hint| format!("; {hint}")).unwrap_or_default();
+    chain(&error) + &hint
 }
 
 /// Reads `Retry-After` (RFC 9110, section 10.2.3): seconds, or a date.

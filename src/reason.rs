@@ -89,3 +89,66 @@ pub fn chain(error: &dyn Error) -> String {
     }
     text
 }
+
+/// What to do about a failure of TLS, if this is one. `section` is where the connection's settings are.
+pub fn tls_hint(error: &(dyn Error + 'static), section: &str) -> Option<String> {
+    use rustls::{AlertDescription as Alert, CertificateError as Bad, Error as E};
+    Some(match tls_error(error)? {
+        E::InvalidCertificate(Bad::UnknownIssuer | Bad::BadSignature) => format!(
+            "nobody who is trusted here has signed the server's certificate: set {section}.tls.ca_file to the certificate of its CA"
+        ),
+        E::InvalidCertificate(Bad::NotValidForName | Bad::NotValidForNameContext { .. }) => {
+            "the server's certificate is for another name than the URL has: write one of its names there, or have a certificate made for this one"
+                .to_owned()
+        }
+        E::InvalidCertificate(Bad::Expired | Bad::ExpiredContext { .. }) => {
+            "the server's certificate has expired: renew it there, or set this machine's clock right".to_owned()
+        }
+        // The last is what servers say for want of a certificate in TLS 1.2.
+        E::AlertReceived(alert) if is_about_our_certificate(*alert) || *alert == Alert::HandshakeFailure => format!(
+            "the server wants a client certificate that it trusts: set {section}.tls.cert_file and {section}.tls.key_file, signed by the CA that \
+             the server asks for"
+        ),
+        E::InvalidMessage(_) => "is this the port for TLS?".to_owned(),
+        _ => return None,
+    })
+}
+
+/// Whether the server would not talk to us for want of a client certificate that it trusts. In TLS 1.3 a client learns so only after it has sent
+/// its first request; a server has read none of it then.
+pub fn is_refused_in_handshake(error: &(dyn Error + 'static)) -> bool {
+    matches!(tls_error(error), Some(rustls::Error::AlertReceived(alert)) if is_about_our_certificate(*alert))
+}
+
+fn is_about_our_certificate(alert: rustls::AlertDescription) -> bool {
+    use rustls::AlertDescription as Alert;
+    matches!(
+        alert,
+        Alert::CertificateRequired
+            | Alert::BadCertificate
+            | Alert::UnsupportedCertificate
+            | Alert::CertificateRevoked
+            | Alert::CertificateExpired
+            | Alert::CertificateUnknown
+            | Alert::UnknownCA
+            | Alert::AccessDenied
+            // What a signature is called that nobody trusts, such as by a former key of the CA.
+            | Alert::DecryptError
+    )
+}
+
+/// The error of TLS behind this one. Errors of I/O hide what is within them from those who ask for causes.
+fn tls_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<rustls::Error>() {
+            return Some(error);
+        }
+        let within = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        if let Some(found) = within.and_then(|within| tls_error(within)) {
+            return Some(found);
+        }
+        cause = error.source();
+    }
+    None
+}

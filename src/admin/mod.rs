@@ -1,18 +1,23 @@
 //! The admin port: is it alive, can leads flow, and what has been counted.
 //!
 //! `/livez` speaks about the process alone: restart it when that fails. `/readyz` speaks about its neighbours too, each with what
-//! is known of it: restarting helps none of them.
+//! is known of it: restarting helps none of them. Who may read what: [`Access`].
+
+mod access;
+mod port;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
-use axum::response::IntoResponse;
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+
+pub use access::Access;
 
 use crate::metrics::{Format, Metrics};
 use crate::worker::Health;
@@ -21,6 +26,7 @@ use crate::worker::Health;
 struct Shown {
     health: Arc<Health>,
     metrics: Arc<Metrics>,
+    access: Access,
 }
 
 /// Serves until told to stop. Comes back with the address in use once it listens.
@@ -31,6 +37,7 @@ pub async fn serve(
     listen: SocketAddr,
     health: Arc<Health>,
     metrics: Arc<Metrics>,
+    access: Access,
     stop: CancellationToken,
 ) -> std::io::Result<SocketAddr> {
     let listener = TcpListener::bind(listen).await?;
@@ -39,12 +46,8 @@ pub async fn serve(
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))
         .route("/metrics", get(scrape))
-        .with_state(Shown { health, metrics });
-    tokio::spawn(async move {
-        if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await {
-            tracing::error!(error = %error, "the admin port has failed");
-        }
-    });
+        .with_state(Shown { health, metrics, access });
+    tokio::spawn(port::serve(listener, router, stop));
     Ok(address)
 }
 
@@ -56,18 +59,24 @@ async fn livez(State(shown): State<Shown>) -> impl IntoResponse {
     }
 }
 
-async fn readyz(State(shown): State<Shown>) -> impl IntoResponse {
+async fn readyz(State(shown): State<Shown>, headers: HeaderMap) -> Response {
     let report = shown.health.report();
     let status = if report.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (status, Json(report))
+    match shown.access.check(&headers) {
+        Ok(()) => (status, Json(report)).into_response(),
+        Err(_) => (status, Json(serde_json::json!({ "ready": report.ready }))).into_response(),
+    }
 }
 
-async fn scrape(State(shown): State<Shown>, headers: HeaderMap) -> impl IntoResponse {
+async fn scrape(State(shown): State<Shown>, headers: HeaderMap) -> Response {
+    if let Err((status, text)) = shown.access.check(&headers) {
+        return (status, [(header::WWW_AUTHENTICATE, "Bearer")], text).into_response();
+    }
     shown.health.measure();
     let accepted: Vec<&str> = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok()).collect();
     let format = preferred(&accepted.join(","));
     let head = [(header::CONTENT_TYPE, format.content_type()), (header::VARY, "accept")];
-    (head, shown.metrics.render(format))
+    (head, shown.metrics.render(format)).into_response()
 }
 
 /// The format that a scraper likes best. One that does not ask for OpenMetrics gets Prometheus' own, which all of them read.

@@ -18,6 +18,9 @@ const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
 /// No token is kept for longer, whatever the endpoint says. AWS Cognito's live a day at most.
 pub(super) const MAX_LIFETIME: Duration = Duration::from_secs(30 * 24 * 3600);
 
+/// Where the settings of these connections are.
+const SECTION: &str = "destination.auth";
+
 /// Where a log-in happens.
 #[derive(Debug)]
 pub(super) struct Endpoint {
@@ -37,6 +40,8 @@ impl Endpoint {
             connect_timeout: timeout / 2,
             idle_timeout: Duration::from_millis(destination.request.idle_timeout_ms),
             proxy: &destination.request.proxy,
+            tls: &destination.auth.tls,
+            section: SECTION,
         })?;
         Ok(Self { client, fixed })
     }
@@ -54,7 +59,8 @@ impl Endpoint {
         headers.entry(header::ACCEPT).or_insert(HeaderValue::from_static("application/json"));
         self.fixed.add_headers(&mut headers);
         let with_query = self.fixed.add_query(url);
-        let outgoing = Outgoing { method, url: with_query.as_ref().unwrap_or(url), headers, body: body.into() };
+        let url = with_query.as_ref().unwrap_or(url);
+        let outgoing = Outgoing { method, url, headers, body: body.into(), section: SECTION };
         match exchange(&self.client, outgoing, MAX_ANSWER_BYTES, MAX_RETRY_AFTER).await {
             Exchange::Answered(mut answer) if !(200..300).contains(&answer.status) => {
                 let redactor = self.fixed.redactor().and(secrets.iter().copied());

@@ -5,14 +5,15 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use lapin::options::QueueDeclareOptions;
+use lapin::tcp::{AMQPUriTcpExt as _, RustlsConnector, RustlsConnectorConfig};
 use lapin::types::FieldTable;
 use lapin::uri::{AMQPScheme, AMQPUri};
 use lapin::{Channel, Connection, ConnectionProperties};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use crate::config;
-use crate::reason::chain;
+use crate::config::{self, Tls};
+use crate::reason::{chain, tls_hint};
 
 /// How long closing may take before the connection is dropped instead.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
@@ -26,6 +27,9 @@ pub enum BrokerError {
     /// The URL cannot be used at all.
     #[error("amqp.url cannot be used: {0}")]
     Url(String),
+    /// The files for TLS cannot be used.
+    #[error("{0}")]
+    Tls(String),
     /// It did not answer in time.
     #[error("RabbitMQ did not {doing} within {waited:?}")]
     Timeout {
@@ -66,6 +70,7 @@ pub struct Depth {
 #[derive(Debug, Clone)]
 pub(super) struct Address {
     uri: AMQPUri,
+    tls: Tls,
     pub(super) timeout: Duration,
 }
 
@@ -77,17 +82,30 @@ impl Address {
         uri.query.heartbeat = Some(settings.heartbeat_s);
         // It bounds how deep headers can nest (cli/stack.rs); RabbitMQ's default, and the lower of both ends' holds.
         uri.query.frame_max = Some(FRAME_MAX);
-        Ok(Self { uri, timeout: Duration::from_millis(settings.timeout_ms) })
+        Ok(Self { uri, tls: settings.tls.clone(), timeout: Duration::from_millis(settings.timeout_ms) })
     }
 
     pub(super) async fn connect(&self, name: &str) -> Result<Connection, BrokerError> {
-        within(self.timeout, "connect", self.connect_for(name)).await
+        within(self.timeout, "connect", self.connect_by(self.connector()?, name)).await
     }
 
     /// The same, without a limit.
-    pub(super) async fn connect_for(&self, name: &str) -> lapin::Result<Connection> {
+    pub(super) async fn connect_by(&self, connector: Option<RustlsConnector>, name: &str) -> lapin::Result<Connection> {
         let properties = ConnectionProperties::default().with_connection_name(name.into());
-        Connection::connect_uri(self.uri.clone(), properties).await
+        let connecting = match connector {
+            None => return Connection::connect_uri(self.uri.clone(), properties).await,
+            Some(connector) => async move |uri: AMQPUri, runtime| {
+                let host = uri.authority.host.clone();
+                let plain = AMQPUri { scheme: AMQPScheme::AMQP, ..uri }.connect_async(&runtime).await?;
+                Ok(plain.into_rustls(&connector, host.trim_matches(['[', ']'])).await?)
+            },
+        };
+        Connection::connector(self.uri.clone(), lapin::runtime::default_runtime()?, connecting, properties).await
+    }
+
+    /// TLS as files have it; `None`: without, or as lapin has it. Anew each time: a certificate that was renewed is there for the next connection.
+    pub(super) fn connector(&self) -> Result<Option<RustlsConnector>, BrokerError> {
+        if self.is_tls() && self.tls.is_set() { connector(&self.tls).map(Some) } else { Ok(None) }
     }
 
     pub(super) fn is_tls(&self) -> bool {
@@ -142,6 +160,20 @@ pub(super) async fn declare_passively(connection: &Connection, queue: &str) -> l
     Ok(Depth { ready: declared.message_count(), consumers: declared.consumer_count() })
 }
 
+/// TLS as these files have it. lapin's own way to be told of a CA adds it to those of the system, where one's own should be the only one.
+fn connector(tls: &Tls) -> Result<RustlsConnector, BrokerError> {
+    let files = tls.read("amqp").map_err(|problems| BrokerError::Tls(problems.join("; ")))?;
+    let config = match files.roots {
+        roots if roots.is_empty() => RustlsConnectorConfig::new_with_platform_verifier(),
+        roots => RustlsConnectorConfig::default().with_parsable_certificates(roots),
+    };
+    let connector = match files.identity {
+        None => config.connector_with_no_client_auth(),
+        Some(identity) => config.connector_with_single_cert(identity.chain, identity.key),
+    };
+    connector.map_err(|error| BrokerError::Tls(format!("TLS to RabbitMQ cannot be set up: {}", chain(&error))))
+}
+
 /// A lapin future with a limit.
 pub(super) async fn within<T>(
     limit: Duration,
@@ -150,7 +182,10 @@ pub(super) async fn within<T>(
 ) -> Result<T, BrokerError> {
     match tokio::time::timeout(limit, future).await {
         Ok(Ok(value)) => Ok(value),
-        Ok(Err(error)) => Err(BrokerError::Failed { doing, text: chain(&error) }),
+        Ok(Err(error)) => {
+            let hint = tls_hint(&error, "amqp").map(|hint| format!("; {hint}")).unwrap_or_default();
+            Err(BrokerError::Failed { doing, text: chain(&error) + &hint })
+        }
         Err(_) => Err(BrokerError::Timeout { doing, waited: limit }),
     }
 }

@@ -135,7 +135,12 @@ async fn look(address: &Address, topology: &Topology, found: &mut Inspection) {
         }
         Err(refusal) => return found.greeted = Some(Err(refusal)),
     }
-    let connecting = async { address.connect_for("leadpost check").await.map_err(|error| Refusal::of(&error)) };
+    let connector = match address.connector() {
+        Ok(connector) => connector,
+        Err(error) => return found.connected = Some(Err(Refusal::new(Why::Other, chain(&error)))),
+    };
+    let connecting =
+        async { address.connect_by(connector, "leadpost check").await.map_err(|error| Refusal::of(&error)) };
     let connection = match within(address.timeout, connecting).await {
         Ok(connection) => connection,
         Err(refusal) => return found.connected = Some(Err(refusal)),

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use super::{Exit, print, say};
-use crate::config::{ConfigError, Source};
+use crate::config::{Admin, ConfigError, Secret, Source, Tls};
 
 /// Ask a running worker's admin port whether it is well
 ///
@@ -23,15 +23,34 @@ pub(super) struct HealthcheckArgs {
 }
 
 pub(super) async fn run(args: HealthcheckArgs, source: &Source) -> anyhow::Result<Exit> {
-    let url = match args.url {
-        Some(url) => url,
-        None => livez(&source.read()?.admin.listen).map_err(|problem| ConfigError(vec![problem]))?,
+    let (url, token) = match args.url {
+        // A configuration that cannot be read is no reason not to ask.
+        Some(url) => {
+            let token = source.read().ok().and_then(|settings| token_for(&url, &settings.admin));
+            (url, token)
+        }
+        None => {
+            let admin = source.read()?.admin;
+            let url = livez(&admin.listen).map_err(|problem| ConfigError(vec![problem]))?;
+            let token = token_for(&url, &admin);
+            (url, token)
+        }
     };
     let timeout = Duration::from_millis(args.timeout_ms);
-    let settings =
-        crate::http::ClientSettings { timeout, connect_timeout: timeout, idle_timeout: timeout, proxy: "none" };
+    let settings = crate::http::ClientSettings {
+        timeout,
+        connect_timeout: timeout,
+        idle_timeout: timeout,
+        proxy: "none",
+        tls: &Tls::default(),
+        section: "admin",
+    };
     let client = crate::http::client(&settings)?;
-    match client.get(url.clone()).send().await {
+    let mut request = client.get(url.clone());
+    if let Some(token) = token {
+        request = request.bearer_auth(token.expose());
+    }
+    match request.send().await {
         Ok(response) => {
             let well = response.status().is_success();
             let text = response.text().await.unwrap_or_default();
@@ -46,6 +65,12 @@ pub(super) async fn run(args: HealthcheckArgs, source: &Source) -> anyhow::Resul
             Ok(Exit::Unreachable)
         }
     }
+}
+
+/// The token, if it is the worker of these settings that is asked; it is nobody else's.
+fn token_for(url: &reqwest::Url, admin: &Admin) -> Option<Secret> {
+    let own = livez(&admin.listen).ok()?;
+    (admin.token.is_set() && own.origin() == url.origin()).then(|| admin.token.clone())
 }
 
 /// Where a worker with this `admin.listen` is asked from the same machine.
@@ -69,6 +94,24 @@ fn livez(listen: &str) -> Result<reqwest::Url, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_token_goes_to_the_worker_of_these_settings_and_to_nobody_else() {
+        let admin = Admin {
+            listen: "0.0.0.0:91".to_owned(),
+            token: Secret::new("0123456789abcdef"),
+            token_file: None,
+            open: false,
+        };
+        let goes = |url: &str| token_for(&url.parse().expect("a URL"), &admin).is_some();
+        assert!(goes("http://127.0.0.1:91/readyz") && goes("http://127.0.0.1:91/metrics"));
+        for other in
+            ["http://127.0.0.1:92/readyz", "http://10.0.0.7:91/readyz", "https://127.0.0.1:91/", "http://h:91/"]
+        {
+            assert!(!goes(other), "{other}");
+        }
+        assert!(token_for(&"http://127.0.0.1:9090/".parse().expect("a URL"), &Admin::default()).is_none());
+    }
 
     #[test]
     fn the_port_that_is_configured_is_asked_on_this_machine() {

@@ -235,11 +235,11 @@ fn exit_of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<Exit> {
         return Some(Exit::Config);
     }
     let of_ledger = |error: &LedgerError| match error {
-        LedgerError::Url(_) | LedgerError::Schema(_) => Exit::Config,
+        LedgerError::Url(_) | LedgerError::Tls(_) | LedgerError::Schema(_) => Exit::Config,
         LedgerError::Database { .. } | LedgerError::NoAnswer { .. } => Exit::Unreachable,
     };
     let of_broker = |error: &BrokerError| match error {
-        BrokerError::Url(_) => Exit::Config,
+        BrokerError::Url(_) | BrokerError::Tls(_) => Exit::Config,
         BrokerError::Timeout { .. }
         | BrokerError::Failed { .. }
         | BrokerError::NoQueue(_)

@@ -50,22 +50,29 @@ pub(super) async fn run(args: RunArgs, source: &Source) -> anyhow::Result<Exit> 
 
     let name = worker_name();
     let migrate = settings.postgres.migrate;
-    let listen = settings.admin.listen.parse().ok();
     let traces = Traces::of_environment(&source.env, &name).map_err(|problem| ConfigError(vec![problem]))?;
     if traces.is_on() {
         tracing::info!("spans are exported");
     }
+    let admin = settings.admin.clone();
     let worker = Worker::new(settings, &name, traces)?;
     tracing::info!(worker = name, version = env!("CARGO_PKG_VERSION"), "starting");
     // The admin port first: while Postgres is waited for, it says so.
     let admin_stop = CancellationToken::new();
-    if let Some(listen) = listen {
-        let address =
-            admin::serve(listen, worker.health(), worker.metrics(), admin_stop.clone()).await.map_err(|error| {
+    if let Ok(listen) = admin.listen.parse() {
+        let access = admin::Access::of(&admin, listen);
+        let address = admin::serve(listen, worker.health(), worker.metrics(), access.clone(), admin_stop.clone())
+            .await
+            .map_err(|error| {
                 let hint = "set admin.listen (--admin) to an address of this machine that is free, or to \"\" for none";
                 ConfigError(vec![format!("cannot listen on admin.listen = {listen}: {error}; {hint}")])
             })?;
         tracing::info!(%address, "admin port");
+        if matches!(access, admin::Access::Nobody) {
+            tracing::warn!(
+                "the admin port gives no metrics and no details: it listens beyond loopback, and admin.token is not set"
+            );
+        }
     }
     let stopped = match worker.prepare(migrate, &shutdown).await? {
         true => worker.run(shutdown).await?,

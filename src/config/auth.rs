@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::Secret;
+use super::{Secret, Tls};
 
 /// How to log in. Which settings count depends on `kind`; [`AuthKind::uses`] says which.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -69,6 +69,8 @@ pub struct Auth {
     pub default_lifetime_ms: u64,
     /// How long asking for a token may take.
     pub timeout_ms: u64,
+    /// CA and client certificate for the log-in.
+    pub tls: Tls,
 }
 
 impl Default for Auth {
@@ -103,6 +105,7 @@ impl Default for Auth {
             query: BTreeMap::new(),
             default_lifetime_ms: 300_000,
             timeout_ms: 10_000,
+            tls: Tls::default(),
         }
     }
 }
@@ -129,7 +132,7 @@ pub enum AuthKind {
 impl AuthKind {
     /// The settings of [`Auth`] that count for this way of logging in, besides `kind`, `headers` and `query`.
     pub fn uses(self) -> Vec<&'static str> {
-        const FETCHED: &[&str] = &["token_url", "parameters", "default_lifetime_ms", "timeout_ms"];
+        const FETCHED: &[&str] = &["token_url", "parameters", "default_lifetime_ms", "timeout_ms", "tls"];
         const OAUTH2: &[&str] =
             &["revoke_url", "client_auth", "client_id", "client_secret", "client_secret_file", "scope"];
         const ACCOUNT: &[&str] = &["username", "password", "password_file"];

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Auth, ResponseRules, StatusSet, lists};
+use super::{Auth, ResponseRules, StatusSet, Tls, lists};
 
 /// A lead API.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -93,6 +93,8 @@ pub struct Request {
     pub max_answer_bytes: usize,
     /// `none`, `env` (HTTPS_PROXY and its kin) or a proxy's URL.
     pub proxy: String,
+    /// CA and client certificate for posts and queries.
+    pub tls: Tls,
 }
 
 impl Default for Request {
@@ -108,6 +110,7 @@ impl Default for Request {
             idle_timeout_ms: 4_000,
             max_answer_bytes: 64 * 1024,
             proxy: "none".to_owned(),
+            tls: Tls::default(),
         }
     }
 }

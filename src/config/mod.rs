@@ -29,6 +29,7 @@ mod shown;
 mod source;
 mod status;
 mod template;
+mod tls;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -48,6 +49,7 @@ pub use secret::Secret;
 pub use source::{ConfigError, Source};
 pub use status::StatusSet;
 pub use template::{Values, fill_in, fill_in_url};
+pub use tls::{ClientIdentity, Tls, TlsFiles};
 
 /// All settings, with their defaults.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -93,6 +95,8 @@ pub struct Amqp {
     pub heartbeat_s: u16,
     /// How long connecting, and any single request to the broker, may take.
     pub timeout_ms: u64,
+    /// CA and client certificate for `amqps://`.
+    pub tls: Tls,
 }
 
 impl Default for Amqp {
@@ -104,6 +108,7 @@ impl Default for Amqp {
             prefetch: 0,
             heartbeat_s: 10,
             timeout_ms: 10_000,
+            tls: Tls::default(),
         }
     }
 }
@@ -142,6 +147,8 @@ pub struct Postgres {
     pub lock_timeout_ms: u64,
     /// How long to wait for a connection.
     pub connect_timeout_ms: u64,
+    /// CA and client certificate; with any of it, `sslmode` is `verify-full` unless the URL says `verify-ca`.
+    pub tls: Tls,
 }
 
 impl Default for Postgres {
@@ -154,6 +161,7 @@ impl Default for Postgres {
             statement_timeout_ms: 15_000,
             lock_timeout_ms: 5_000,
             connect_timeout_ms: 5_000,
+            tls: Tls::default(),
         }
     }
 }
@@ -333,11 +341,17 @@ impl Retention {
 pub struct Admin {
     /// Where `/livez`, `/readyz` and `/metrics` are served; empty: nowhere.
     pub listen: String,
+    /// What has to come along as `Authorization: Bearer …` for more than whether the worker is well.
+    pub token: Secret,
+    /// A file that holds the token.
+    pub token_file: Option<PathBuf>,
+    /// Whether all is for everybody where `listen` is no loopback address, without a token.
+    pub open: bool,
 }
 
 impl Default for Admin {
     fn default() -> Self {
-        Self { listen: "127.0.0.1:9090".to_owned() }
+        Self { listen: "127.0.0.1:9090".to_owned(), token: Secret::default(), token_file: None, open: false }
     }
 }
 

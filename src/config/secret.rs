@@ -9,13 +9,14 @@ use url::Url;
 use super::{ConfigError, Settings};
 
 /// The keys that hold a secret, each of which has a sister with `_file` at its end.
-pub(super) const SECRETS: [&str; 6] = [
+pub(super) const SECRETS: [&str; 7] = [
     "amqp.url",
     "postgres.url",
     "destination.auth.client_secret",
     "destination.auth.password",
     "destination.auth.api_key",
     "destination.auth.bearer_token",
+    "admin.token",
 ];
 
 /// A secret setting, or the absence of one. `Debug` and `Serialize` show only whether it is set.
@@ -89,6 +90,7 @@ pub(super) fn resolve(settings: &mut Settings, given_by: impl Fn(&str) -> Option
         (SECRETS[3], &mut auth.password, &auth.password_file),
         (SECRETS[4], &mut auth.api_key, &auth.api_key_file),
         (SECRETS[5], &mut auth.bearer_token, &auth.bearer_token_file),
+        (SECRETS[6], &mut settings.admin.token, &settings.admin.token_file),
     ] {
         let Some(path) = file.as_deref().filter(|path| !path.as_os_str().is_empty()) else { continue };
         if secret.is_set() {

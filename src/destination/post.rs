@@ -21,6 +21,8 @@ const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
 const TRACEPARENT: HeaderName = HeaderName::from_static(traces::TRACEPARENT);
 const TRACESTATE: HeaderName = HeaderName::from_static(traces::TRACESTATE);
+/// Where the settings of these connections are.
+const SECTION: &str = "destination.request";
 
 /// A lead API over HTTP.
 #[derive(Debug)]
@@ -70,6 +72,8 @@ impl LeadApi {
                 connect_timeout: Duration::from_millis(request.connect_timeout_ms),
                 idle_timeout: Duration::from_millis(request.idle_timeout_ms),
                 proxy: &request.proxy,
+                tls: &request.tls,
+                section: SECTION,
             })?,
             method,
             url,
@@ -150,7 +154,8 @@ impl LeadApi {
         }
         credential.add_headers(&mut headers);
         let with_query = credential.add_query(url);
-        let outgoing = Outgoing { method, url: with_query.as_ref().unwrap_or(url), headers, body };
+        let url = with_query.as_ref().unwrap_or(url);
+        let outgoing = Outgoing { method, url, headers, body, section: SECTION };
         exchange(&self.client, outgoing, self.max_answer_bytes, self.max_retry_after).await
     }
 }

@@ -72,6 +72,7 @@ pub use workers::{Beat, WorkerRecord};
 
 use crate::config;
 use crate::fault::{self, Point};
+use crate::reason::tls_hint;
 use pool::Pool;
 
 /// The migrations, embedded in the program.
@@ -92,6 +93,9 @@ pub enum LedgerError {
     /// The URL cannot be used at all.
     #[error("postgres.url cannot be used: {0}")]
     Url(String),
+    /// The files for TLS cannot be used.
+    #[error("{0}")]
+    Tls(String),
     /// Postgres did not do it.
     #[error("could not {doing} in the ledger")]
     Database {
@@ -123,7 +127,10 @@ impl fmt::Display for Problem {
         match &self.0 {
             // The driver would add a line number: one of Postgres' own source.
             sqlx::Error::Database(error) => f.write_str(error.message()),
-            sqlx::Error::Io(error) => write!(f, "Postgres cannot be reached ({error}); is postgres.url right?"),
+            sqlx::Error::Io(error) => match tls_hint(error, "postgres") {
+                Some(hint) => write!(f, "Postgres and we cannot agree on TLS ({error}); {hint}"),
+                None => write!(f, "Postgres cannot be reached ({error}); is postgres.url right?"),
+            },
             other => other.fmt(f),
         }
     }
@@ -166,7 +173,7 @@ impl LedgerError {
     fn sqlstate(&self) -> Option<String> {
         match self {
             LedgerError::Database { source, .. } => sqlstate(&source.0),
-            LedgerError::Url(_) | LedgerError::NoAnswer { .. } | LedgerError::Schema(_) => None,
+            LedgerError::Url(_) | LedgerError::Tls(_) | LedgerError::NoAnswer { .. } | LedgerError::Schema(_) => None,
         }
     }
 }

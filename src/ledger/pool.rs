@@ -5,7 +5,7 @@ use std::str::FromStr;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use sqlx::postgres::{PgConnectOptions, PgConnection, PgPoolOptions};
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgPoolOptions, PgSslMode};
 use sqlx::{Connection as _, PgPool};
 
 use super::{LedgerError, join, sqlstate};
@@ -56,6 +56,7 @@ impl Pool {
                 LedgerError::Url("it is not of the form postgres://user:password@host:port/database".to_owned())
             })?
             .application_name(&format!("leadpost {worker}"));
+        let options = secured(options, &settings.tls)?;
         let options = limits(options, settings.lock_timeout_ms, settings.statement_timeout_ms);
         let connect_timeout = Duration::from_millis(settings.connect_timeout_ms);
         let pool = build(&options, settings.connections, connect_timeout);
@@ -203,6 +204,25 @@ impl Pool {
 /// Connects once, to see whether that works.
 pub(super) async fn connect(options: &PgConnectOptions) -> Result<(), sqlx::Error> {
     PgConnection::connect_with(options).await?.close().await
+}
+
+/// With the CA and the client certificate of these settings. sqlx reads the files at each connection, so that one that was renewed is there for
+/// the next; and it adds the CA to those of the system.
+fn secured(mut options: PgConnectOptions, tls: &config::Tls) -> Result<PgConnectOptions, LedgerError> {
+    if !tls.is_set() {
+        return Ok(options);
+    }
+    tls.read("postgres").map_err(|problems| LedgerError::Tls(problems.join("; ")))?;
+    if !matches!(options.get_ssl_mode(), PgSslMode::VerifyCa) {
+        options = options.ssl_mode(PgSslMode::VerifyFull);
+    }
+    if let Some(ca) = tls.ca() {
+        options = options.ssl_root_cert(ca);
+    }
+    if let Some((cert, key)) = tls.client() {
+        options = options.ssl_client_cert(cert).ssl_client_key(key);
+    }
+    Ok(options)
 }
 
 fn limits(options: PgConnectOptions, lock_timeout_ms: u64, statement_timeout_ms: u64) -> PgConnectOptions {

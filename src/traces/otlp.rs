@@ -19,6 +19,7 @@ use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider};
 use tokio::runtime::Handle;
 
 use super::spans::Ids;
+use crate::config::Tls;
 use crate::http::{self, ClientSettings, Exchange, Outgoing};
 use crate::reason::Reason;
 
@@ -149,6 +150,9 @@ fn resource(worker: &str) -> Resource {
     Resource::builder().with_attributes(missing.map(|(name, value)| KeyValue::new(name, value.to_owned()))).build()
 }
 
+/// What says where spans go, and how: no section of ours.
+const SECTION: &str = "OTEL_EXPORTER_OTLP";
+
 /// The collector, by our own HTTP client: the SDK's thread waits while the runtime sends.
 #[derive(Debug)]
 struct Collector {
@@ -165,6 +169,8 @@ impl Collector {
             connect_timeout: timeout / 2,
             idle_timeout: Duration::from_secs(15),
             proxy: "env",
+            tls: &Tls::default(),
+            section: SECTION,
         });
         let runtime = Handle::try_current().map_err(|error| error.to_string())?;
         Ok(Self { client: client.map_err(|error| error.to_string())?, runtime, failing: Arc::default() })
@@ -192,7 +198,7 @@ impl HttpClient for Collector {
         let url: reqwest::Url = head.uri.to_string().parse()?;
         let client = self.client.clone();
         let sending = self.runtime.spawn(async move {
-            let outgoing = Outgoing { method: head.method, url: &url, headers: head.headers, body };
+            let outgoing = Outgoing { method: head.method, url: &url, headers: head.headers, body, section: SECTION };
             http::exchange(&client, outgoing, MAX_ANSWER_BYTES, Duration::MAX).await
         });
         let answer = match sending.await? {

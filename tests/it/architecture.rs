@@ -28,7 +28,7 @@ const ORDER: [&str; 20] = [
 ];
 
 /// A crate, and the only modules that name it.
-const HOMES: [(&str, &[&str]); 11] = [
+const HOMES: [(&str, &[&str]); 13] = [
     ("jaq_core", &["jq"]),
     ("jaq_std", &["jq"]),
     ("jaq_json", &["jq"]),
@@ -40,6 +40,8 @@ const HOMES: [(&str, &[&str]); 11] = [
     ("opentelemetry", &["traces"]),
     ("opentelemetry_sdk", &["traces"]),
     ("opentelemetry_otlp", &["traces"]),
+    ("x509_cert", &["config"]),
+    ("subtle", &["admin"]),
 ];
 
 /// Tests included.

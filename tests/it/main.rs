@@ -5,6 +5,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot be set up should panic")]
 
+mod admin;
 mod architecture;
 mod binary;
 mod bodies;
@@ -14,6 +15,8 @@ mod commits;
 mod cost;
 mod crash;
 mod decisions;
+mod dependencies;
+mod deploy;
 mod echoes;
 mod endpoints;
 mod find;
@@ -40,6 +43,7 @@ mod refresh;
 mod requeue;
 mod retention;
 mod sabotage;
+mod secured;
 mod security;
 mod sessions;
 mod silence;

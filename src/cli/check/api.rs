@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::report::{CONFIG, Check};
 use super::{LIMIT, TRUST, clock, fix_of_tls};
 use crate::auth::{AuthError, Login, Tokens};
-use crate::config::{self, AuthKind, Settings, fill_in_url};
+use crate::config::{self, AuthKind, Settings, Tls, fill_in_url};
 use crate::http::{ClientError, ClientSettings, Knock, client, knock};
 use crate::reason::Reason;
 
@@ -85,7 +85,7 @@ async fn token_clock(settings: &Settings) -> Check {
     }
     let unknown =
         |why: &str| Check::left_out(TOKEN_CLOCK, format!("the token endpoint does not say what time it is: {why}"));
-    match ask(settings, &auth.token_url).await {
+    match ask(settings, &auth.token_url, (&auth.tls, "destination.auth")).await {
         Some((_, Ok(Ok(Knock { ahead_s: Some(ahead_s), .. })))) => {
             clock(TOKEN_CLOCK, "the token endpoint's clock", ahead_s)
         }
@@ -97,7 +97,11 @@ async fn token_clock(settings: &Settings) -> Check {
 }
 
 /// What is at this URL of the destination, by scheme, host and port, and what it answers. `None`: it is no URL.
-async fn ask(settings: &Settings, url: &str) -> Option<(String, Result<Result<Knock, Reason>, ClientError>)> {
+async fn ask(
+    settings: &Settings,
+    url: &str,
+    (tls, section): (&Tls, &str),
+) -> Option<(String, Result<Result<Knock, Reason>, ClientError>)> {
     let request = &settings.destination.request;
     let url = fill_in_url(url, &config::url_values(&settings.destination)).ok()?.parse::<reqwest::Url>().ok()?;
     let timeout = REQUEST.min(Duration::from_millis(request.timeout_ms));
@@ -106,18 +110,26 @@ async fn ask(settings: &Settings, url: &str) -> Option<(String, Result<Result<Kn
         connect_timeout: timeout.min(Duration::from_millis(request.connect_timeout_ms)),
         idle_timeout: timeout,
         proxy: &request.proxy,
+        tls,
+        section,
     });
     // Without what else may stand in the URL, such as a key.
     let at = url.origin().ascii_serialization();
     Some(match client {
-        Ok(client) => (at, Ok(knock(&client, &url).await)),
+        Ok(client) => (at, Ok(knock(&client, &url, section).await)),
         Err(error) => (at, Err(error)),
     })
 }
 
 /// Whether something answers where leads are posted to, without posting one.
 async fn api(settings: &Settings) -> Vec<Check> {
-    let (at, answer) = match ask(settings, &settings.destination.request.url).await {
+    let (at, answer) = match ask(
+        settings,
+        &settings.destination.request.url,
+        (&settings.destination.request.tls, "destination.request"),
+    )
+    .await
+    {
         Some((at, Ok(answer))) => (at, answer),
         Some((_, Err(error))) => {
             let fix = "check destination.request.proxy, and this machine's root certificates";

@@ -9,6 +9,7 @@ use super::super::{
     Auth, AuthKind, Destination, Missing, ResponseRules, Settings, TokenIn, Values, fill_in, fill_in_url, missing,
     values,
 };
+use super::tls::check_tls;
 use crate::jq::Program;
 
 /// Headers of a post that are not the user's: leadpost or HTTP itself sets them.
@@ -31,6 +32,7 @@ pub(in crate::config) fn check_destination(settings: &Settings) -> Vec<String> {
         values.insert(value.key.rsplit('.').next().unwrap_or_default().to_owned(), "x".to_owned());
     }
     problems.extend(check_urls(destination, &values));
+    problems.extend(check_tls(settings, &values));
     problems.extend(check_headers(destination, &values));
     problems.extend(check_expressions(destination));
     problems.extend(check_response(&destination.response));

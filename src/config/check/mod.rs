@@ -1,9 +1,12 @@
 //! Rules across settings: what would start, and then go wrong.
 
+mod admin;
 mod destination;
+mod tls;
 
 use url::Url;
 
+use admin::check_admin;
 use destination::check_destination;
 
 use super::ranges::out_of_range;
@@ -129,15 +132,7 @@ pub fn check(settings: &Settings) -> Result<(), Vec<String>> {
         retry.max_age_ms == 0 || retry.max_age_ms > retry.initial_ms,
         format!("retry.max_age_ms ({}) leaves no time for a retry after retry.initial_ms", retry.max_age_ms),
     );
-    if !settings.admin.listen.is_empty() {
-        require(
-            settings.admin.listen.parse::<std::net::SocketAddr>().is_ok(),
-            format!(
-                "admin.listen is {:?}; write an address and port such as 127.0.0.1:9090, or nothing",
-                settings.admin.listen
-            ),
-        );
-    }
+    problems.extend(check_admin(&settings.admin));
     problems.extend(check_destination(settings));
     if problems.is_empty() { Ok(()) } else { Err(problems) }
 }

@@ -1,6 +1,7 @@
 //! A world for each test: services, settings, and ways to look at both sides of every effect.
 
 pub mod api;
+pub mod authority;
 pub mod books;
 mod broker;
 pub mod collector;
@@ -11,6 +12,7 @@ mod process;
 pub mod proxy;
 mod raw;
 pub mod scene;
+pub mod secured;
 pub mod servers;
 pub mod tls;
 pub mod wire;

@@ -16,6 +16,7 @@ use tokio::sync::{MappedMutexGuard, Mutex, MutexGuard};
 static RABBITMQ: Mutex<Vec<Server>> = Mutex::const_new(Vec::new());
 static POSTGRES: Mutex<Vec<Server>> = Mutex::const_new(Vec::new());
 static CLUSTER: Mutex<Vec<Server>> = Mutex::const_new(Vec::new());
+static SECURED: Mutex<Vec<Server>> = Mutex::const_new(Vec::new());
 
 /// So many nodes has the cluster: the least of which one can be missed.
 const NODES: usize = 3;
@@ -80,6 +81,16 @@ impl Servers {
         Self::of(&CLUSTER, start).await
     }
 
+    /// A RabbitMQ that `prepare` has given further settings in a file, and a Postgres.
+    pub async fn secured(prepare: impl FnOnce(&Path) + Send + 'static) -> Self {
+        let start = async || {
+            let rabbitmq = tokio::spawn(blocking(move || Server::prepared("rabbitmq", &Place::First, prepare)));
+            let postgres = blocking(|| Server::up("postgres", &Place::First)).await;
+            vec![rabbitmq.await.unwrap(), postgres]
+        };
+        Self::of(&SECURED, start).await
+    }
+
     async fn of(servers: &'static Mutex<Vec<Server>>, start: impl AsyncFnOnce() -> Vec<Server>) -> Self {
         let mut guard = servers.lock().await;
         if guard.is_empty() {
@@ -112,6 +123,7 @@ impl Drop for Servers {
 /// Which server of a cluster.
 enum Place {
     Alone,
+    /// Never in a container.
     First,
     /// Joins the one whose state is there.
     Beside(PathBuf),
@@ -119,8 +131,18 @@ enum Place {
 
 impl Server {
     fn up(name: &'static str, place: &Place) -> Self {
+        Self::prepared(name, place, |_| ())
+    }
+
+    /// One whose folder for further settings `prepare` has filled.
+    fn prepared(name: &'static str, place: &Place, prepare: impl FnOnce(&Path)) -> Self {
         let folder = tempfile::Builder::new().prefix("server-").tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let state = folder.keep();
+        let further = state.join(name).join("conf").join("conf.d");
+        if name == "rabbitmq" {
+            std::fs::create_dir_all(&further).unwrap();
+            prepare(&further);
+        }
         let (reader, writer) = std::io::pipe().unwrap();
         // In a group of its own, or a Ctrl-C would end it, too. Nobody waits for it: it outlives us.
         drop(

@@ -6,12 +6,9 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, date_time_ymd};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
-use tempfile::NamedTempFile;
+
+use super::authority::{Authority, Issued, server_params};
 
 /// How it speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,60 +37,51 @@ pub enum Speech {
 const CERTIFIED: [Speech; 5] =
     [Speech::Well, Speech::SelfSigned, Speech::Expired, Speech::NotYetValid, Speech::OfAnother];
 
-/// The port, and the file with the certificate that signs for it.
+/// The port, and who signs for it.
 pub struct Tls {
     port: u16,
-    roots: NamedTempFile,
+    authority: Authority,
     speech: Arc<Mutex<Speech>>,
     requests: Arc<Mutex<Vec<String>>>,
 }
 
-struct Signer {
-    certificate: CertificateDer<'static>,
-    issuer: Issuer<'static, KeyPair>,
-}
-
-impl Signer {
-    fn new() -> Self {
-        let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params.distinguished_name.push(DnType::CommonName, "signer of the tests");
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let key = KeyPair::generate().unwrap();
-        let certificate = params.self_signed(&key).unwrap().der().clone();
-        Self { certificate, issuer: Issuer::new(params, key) }
-    }
-
-    fn config(&self, speech: Speech) -> Arc<ServerConfig> {
-        let host = if speech == Speech::OfAnother { "elsewhere.example" } else { "127.0.0.1" };
-        let mut params = CertificateParams::new(vec![host.to_owned()]).unwrap();
-        params.not_before = date_time_ymd(if speech == Speech::NotYetValid { 2100 } else { 2000 }, 1, 1);
-        params.not_after = date_time_ymd(if speech == Speech::Expired { 2001 } else { 2200 }, 1, 1);
-        let key = KeyPair::generate().unwrap();
-        let signed = match speech {
-            Speech::SelfSigned => params.self_signed(&key),
-            _ => params.signed_by(&key, &self.issuer),
-        };
-        let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
-        let chain = vec![signed.unwrap().der().clone()];
-        Arc::new(ServerConfig::builder().with_no_client_auth().with_single_cert(chain, key).unwrap())
-    }
+fn config(authority: &Authority, speech: Speech, is_mutual: bool) -> Arc<ServerConfig> {
+    let host = if speech == Speech::OfAnother { "elsewhere.example" } else { "127.0.0.1" };
+    let from = if speech == Speech::NotYetValid { 2100 } else { 2000 };
+    let to = if speech == Speech::Expired { 2001 } else { 2200 };
+    let issued = match speech {
+        Speech::SelfSigned => Issued::self_signed(&server_params(host, (from, to))),
+        _ => authority.server(host, (from, to)),
+    };
+    let (chain, key) = issued.der();
+    let builder = ServerConfig::builder();
+    let builder =
+        if is_mutual { builder.with_client_cert_verifier(authority.verifier()) } else { builder.with_no_client_auth() };
+    Arc::new(builder.with_single_cert(chain, key).unwrap())
 }
 
 impl Tls {
     /// One that speaks well.
     pub fn open() -> Self {
-        let signer = Signer::new();
-        let roots = NamedTempFile::new().unwrap();
-        let pem = STANDARD.encode(&signer.certificate);
-        let text = format!("-----BEGIN CERTIFICATE-----\n{pem}\n-----END CERTIFICATE-----\n");
-        std::fs::write(roots.path(), text).unwrap();
+        Self::open_for(false)
+    }
+
+    /// One that speaks well, and only with those whose certificate its authority has signed.
+    pub fn mutual() -> Self {
+        Self::open_for(true)
+    }
+
+    fn open_for(is_mutual: bool) -> Self {
+        // Only the first call of the process can succeed, and one is enough.
+        drop(rustls::crypto::ring::default_provider().install_default());
+        let authority = Authority::new();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let speech = Arc::new(Mutex::new(Speech::Well));
         let requests = Arc::default();
         let (now, book) = (Arc::clone(&speech), Arc::clone(&requests));
         // A key takes its time, which a client does not give.
-        let configs = CERTIFIED.map(|speech| (speech, signer.config(speech)));
+        let configs = CERTIFIED.map(|speech| (speech, config(&authority, speech, is_mutual)));
         // Ends with the process; a thread that waits for connections costs nothing.
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
@@ -107,7 +95,7 @@ impl Tls {
                 });
             }
         });
-        Self { port, roots, speech, requests }
+        Self { port, authority, speech, requests }
     }
 
     pub fn speak(&self, speech: Speech) {
@@ -120,7 +108,12 @@ impl Tls {
 
     /// Where a client finds whom to trust (`SSL_CERT_FILE`).
     pub fn roots(&self) -> PathBuf {
-        self.roots.path().to_owned()
+        self.authority.file()
+    }
+
+    /// Who signs for it, and for its clients.
+    pub fn authority(&self) -> &Authority {
+        &self.authority
     }
 
     /// The requests that could be read, each as it came.
