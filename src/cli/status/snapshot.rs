@@ -16,6 +16,9 @@ const HELD: &str = "the API asked to be left alone";
 /// While posts are paused, leads are due again within so many seconds: their time is not what they wait for.
 const SOON_S: f64 = 60.0;
 
+/// What leads may wait for while none goes: what they did before says nothing.
+const STOPPED: [&str; 3] = ["worker", "token", "circuit"];
+
 /// Looks at ledger and queue.
 pub(super) struct View {
     ledger: Ledger,
@@ -89,7 +92,7 @@ pub(super) struct Drain {
     pub(super) at_least: bool,
     /// Leads that came to an end, per second.
     pub(super) per_s: f64,
-    /// So long; null: never, at this rate.
+    /// So long; null: never, at this rate, or as long as nothing goes at all.
     pub(super) seconds: Option<f64>,
 }
 
@@ -138,7 +141,9 @@ impl Snapshot {
         let alive: Vec<&WorkerRecord> = workers.iter().filter(|worker| worker.is_alive()).collect();
         let lately = lately(&alive);
         let waits_for = waits_for(&status, &queue, &alive);
-        let drain = lately.as_ref().map(|lately| Drain::of(&status, &queue, lately.ended_per_s));
+        let per_s = lately.as_ref().map_or(0.0, |lately| lately.ended_per_s);
+        let is_stopped = waits_for.as_ref().is_some_and(|waits| STOPPED.contains(&waits.kind));
+        let drain = Some(Drain::of(&status, &queue, per_s, is_stopped));
         let at = OffsetDateTime::now_utc();
         Self { at, ledger: Some(status), problem: None, queue, workers, lately, waits_for, drain }
     }
@@ -185,11 +190,11 @@ fn lately(alive: &[&WorkerRecord]) -> Option<Lately> {
 }
 
 impl Drain {
-    fn of(status: &Status, queue: &Queue, per_s: f64) -> Self {
+    fn of(status: &Status, queue: &Queue, per_s: f64, is_stopped: bool) -> Self {
         let leads = status.waiting.due + i64::from(queue.ready.unwrap_or(0));
         let seconds = match leads {
             0 => Some(0.0),
-            _ if per_s > 0.0 => Some(leads as f64 / per_s),
+            _ if per_s > 0.0 && !is_stopped => Some(leads as f64 / per_s),
             _ => None,
         };
         Self { leads, at_least: status.waiting.at_least, per_s, seconds }
@@ -333,10 +338,11 @@ mod tests {
         let all = lately(&alive).expect("two of them say something");
         assert_eq!((all.ended_per_s, all.post_p95_ms, all.over_s), (5.0, Some(120.0), 60.0));
         assert_eq!(lately(&[]), None);
-        let drain = |ready, per_s| Drain::of(&status(Some(1.0), None), &queue_of(ready), per_s);
+        let drain = |ready, per_s| Drain::of(&status(Some(1.0), None), &queue_of(ready), per_s, false);
         assert_eq!((drain(Some(99), 5.0).leads, drain(Some(99), 5.0).seconds), (100, Some(20.0)));
         assert_eq!(drain(Some(99), 0.0).seconds, None, "never");
         assert_eq!(drain(None, 1.0).leads, 1, "without the queue");
-        assert_eq!(Drain::of(&status(None, None), &queue_of(Some(0)), 0.0).seconds, Some(0.0), "nothing waits");
+        assert_eq!(Drain::of(&status(None, None), &queue_of(Some(0)), 0.0, true).seconds, Some(0.0), "nothing waits");
+        assert_eq!(Drain::of(&status(Some(1.0), None), &queue_of(None), 5.0, true).seconds, None, "none goes now");
     }
 }

@@ -144,6 +144,7 @@ fn rest(drain: &Drain, snapshot: &Snapshot) -> String {
     match drain.seconds {
         _ if drain.leads == 0 => format!("to go: nothing{without}{later}"),
         Some(seconds) => format!("to go: {leads} leads{without}, at {} in {}", rate(drain.per_s), ago(seconds)),
+        None if drain.per_s > 0.0 => format!("to go: {leads} leads{without}; never, as long as they wait for that"),
         None => format!("to go: {leads} leads{without}; never, at this rate: none came to an end lately"),
     }
 }
