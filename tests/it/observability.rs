@@ -457,11 +457,13 @@ fn each_alert_says_what_it_means_and_which_command_answers_it() {
         assert!(["warning", "critical"].contains(&rule["labels"]["severity"].as_str().unwrap()), "{name}");
         let [summary, description] = ["summary", "description"].map(|key| rule["annotations"][key].as_str().unwrap());
         assert!(summary.len() > 10 && !summary.contains("{{"), "{name}: {summary}");
-        let commands = ["status", "failures", "leads list", "leads show", "check", "verify"];
+        let commands = ["status", "failures", "leads list", "leads show", "release", "check", "verify"];
         let named = description.matches("`leadpost ").count();
         let known =
             commands.iter().map(|command| description.matches(&format!("`leadpost {command}")).count()).sum::<usize>();
         assert!(named >= 1 && named == known, "{name} names no command, or one that there is not: {description}");
+        let row = README.lines().find(|line| line.starts_with('|') && line.contains(&format!("`{name}`")));
+        assert!(row.is_some_and(|row| row.contains("`leadpost ")), "README does not say what to do about {name}");
     }
     for about in [
         "WorkerDown",
