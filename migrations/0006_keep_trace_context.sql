@@ -2,7 +2,5 @@
 -- for a lead that waits and whose message named a trace: one that is posted at once and ends with that never is.
 
 alter table leads add column trace text;
-alter table aside add column trace text;
 
 comment on column leads.trace is 'Where its message belongs in its producer''s trace: traceparent, and after a space tracestate (W3C Trace Context). Only of leads that had to wait.';
-comment on column aside.trace is 'As in leads.';

@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use super::accept::Batch;
 use super::claim::kept;
-use super::model::{Arrival, OnLock};
+use super::model::{Arrival, Fate, OnLock};
 use super::{Ledger, LedgerError};
 use crate::fault::{self, Point};
 use crate::lead::{Keys, LeadId, Violation};
@@ -87,11 +87,11 @@ impl Ledger {
     }
 
     /// Accepts those of these messages that are not locked any more; they are due then. `check` says what a body can be found by, and
-    /// what is wrong with it. Says how many there were.
+    /// what is wrong with it. Says what became of each.
     ///
     /// # Errors
     /// That nothing was accepted, or that nobody knows.
-    pub async fn absorb<C>(&self, places: Arc<[i64]>, check: C) -> Result<usize, LedgerError>
+    pub async fn absorb<C>(&self, places: Arc<[i64]>, check: C) -> Result<Vec<(Arrival, Fate)>, LedgerError>
     where
         C: Fn(LeadId, &[u8]) -> (Keys, Vec<Violation>) + Send + Sync + 'static,
     {
@@ -112,7 +112,7 @@ impl Ledger {
                     .fetch_all(&mut *transaction)
                     .await?;
                     if rows.is_empty() {
-                        return Ok(0);
+                        return Ok(Vec::new());
                     }
                     let arrivals = rows.iter().map(|row| arrival(row, &*check)).collect::<Result<Vec<_>, _>>()?;
                     let mut batch = Batch {
@@ -130,11 +130,10 @@ impl Ledger {
                             done.push(row.try_get::<i64, _>("seq")?);
                         }
                     }
-                    let absorbed = done.len();
                     sqlx::query("delete from aside where seq = any($1)").bind(done).execute(&mut *transaction).await?;
                     fault::at(Point::Absorbing);
                     transaction.commit().await?;
-                    Ok(absorbed)
+                    Ok(arrivals.into_iter().zip(fates).filter_map(|(arrival, fate)| Some((arrival, fate?))).collect())
                 }
             })
             .await

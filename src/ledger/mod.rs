@@ -230,11 +230,12 @@ impl Ledger {
             let pool = PgPoolOptions::new().max_connections(1).connect_with(options).await.map_err(failed)?;
             fault::at(Point::Migrating);
             MIGRATIONS.run(&pool).await.map_err(|error| match error {
-                MigrateError::Execute(error) if sqlstate(&error).is_some_and(|code| NOT_ALLOWED.contains(&&*code)) => LedgerError::Schema(
+                MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) if sqlstate(&error).is_some_and(|code| NOT_ALLOWED.contains(&&*code)) => LedgerError::Schema(
                     "this role may not make tables; run leadpost migrate as one that may, and set postgres.migrate = false".to_owned(),
                 ),
                 // Somebody else holds the lock, or the connection broke: later.
                 MigrateError::Execute(error) => failed(error),
+                MigrateError::ExecuteMigration(error, _) if is_about_others(&error) => failed(error),
                 error => LedgerError::Schema(crate::reason::chain(&error)),
             })?;
             fault::at(Point::Migrated);
@@ -290,6 +291,13 @@ async fn applied<'c>(executor: impl sqlx::PgExecutor<'c>) -> Result<HashMap<i64,
 
 fn sqlstate(error: &sqlx::Error) -> Option<String> {
     error.as_database_error().and_then(|error| error.code()).map(|code| code.into_owned())
+}
+
+/// Whether somebody else was in the way: a lock, a deadlock, or the connection broke.
+fn is_about_others(error: &sqlx::Error) -> bool {
+    sqlstate(error).is_none_or(|code| {
+        ["40001", "40P01", "55P03", "57014"].contains(&&*code) || code.starts_with("08") || code.starts_with("57P")
+    })
 }
 
 /// The result of a task; its panic is ours.

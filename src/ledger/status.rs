@@ -11,6 +11,9 @@ use crate::lead::LeadId;
 
 /// So many leads that are due, and so many that will be, are counted one by one; and of so many the reasons are.
 const LOOKED_AT: i64 = 5_000;
+
+/// More warnings, and more messages that were set aside, are not counted.
+const MOST: i64 = 10_000;
 const REASONS_OF: i64 = 1_000;
 
 /// The counts of a destination.
@@ -113,14 +116,15 @@ async fn status(pool: &PgPool, destination: &str) -> Result<Status, sqlx::Error>
                  and state = 'pending' and (lease is null)::int = 1 and next_attempt_at <= now() order by next_attempt_at limit 1) as oldest_due_s, \
              (select extract(epoch from next_attempt_at - now())::float8 from leads where destination = $1 \
                  and state = 'pending' and (lease is null)::int = 1 and next_attempt_at > now() order by next_attempt_at limit 1) as next_due_s, \
-             (select count(*) from leads where destination = $1 and warning is not null) as warnings, \
-             (select count(*) from aside where destination = $1) as aside, \
+             (select count(*) from (select 1 from leads where destination = $1 and warning is not null limit $3) as x) as warnings, \
+             (select count(*) from (select 1 from aside where destination = $1 limit $3) as x) as aside, \
              (select extract(epoch from held_until - now())::float8 from destinations where name = $1 and held_until > now()) as held_s, \
              (select extract(epoch from now() - finished_at)::float8 from leads where destination = $1 and state = 'delivered' \
                  order by finished_at desc limit 1) as last_delivery_s",
     )
     .bind(destination)
     .bind(LOOKED_AT)
+    .bind(MOST)
     .fetch_one(pool)
     .await?;
     let reasons = sqlx::query(

@@ -235,8 +235,11 @@ impl Accept {
                 (read.keys, read.lead.err().unwrap_or_default())
             })
             .await?;
-        if messages > 0 {
-            tracing::info!(messages, "accepted messages that had been set aside");
+        for (arrival, fate) in &messages {
+            self.tell(arrival, fate);
+        }
+        if !messages.is_empty() {
+            tracing::info!(messages = messages.len(), "accepted messages that had been set aside");
         }
         Ok(())
     }

@@ -115,7 +115,12 @@ impl Upkeep {
             }
             let workers = self.metrics.ledger.workers.get().clamp(1, MOST_PATIENT);
             due_at = Instant::now() + MEASURED.mul_f64(workers as f64 - 0.1);
-            match self.ledger.levels().await {
+            // Only read, so that a stop need not wait for it.
+            let levels = tokio::select! {
+                () = self.stop.cancelled() => return,
+                levels = self.ledger.levels() => levels,
+            };
+            match levels {
                 Ok(levels) => self.metrics.ledger.set(&levels),
                 Err(error) => tracing::warn!(error = %chain(&error), "could not read the numbers of the ledger"),
             }
@@ -142,6 +147,7 @@ impl Upkeep {
                     self.metrics.attempts.count(RequestKind::Post, place, None);
                     self.metrics.reasons.count(next.code().unwrap_or_default());
                     self.metrics.ended(next.state());
+                    self.health.pulse().settled(next.state());
                     tracing::warn!(lead.id = %id, code = "lease_expired", "a lease ran out; the attempt counts as uncertain");
                 }
             }

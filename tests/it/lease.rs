@@ -523,7 +523,7 @@ async fn tallies_agree_with_the_leads_after_any_sequence_of_writes() {
                 };
                 let filter = match action {
                     Action::Requeue { .. } => Filter::of_states(&[LeadState::ALL[random.usize(1..8)]]),
-                    _ => Filter::default(),
+                    _ => Filter::of_ids(&[(); 3].map(|()| known[random.usize(0..known.len())])),
                 };
                 let act = Act { action, filter, by: "ops".to_owned(), reason: None, as_of: None };
                 ledger.act(act, |_| ()).await.unwrap();

@@ -368,7 +368,7 @@ async fn a_lead_that_is_held_for_a_person_is_asked_for_when_they_send_it_again()
     world.publish_any("other").await;
     world.until_count(LeadState::Delivered, 1).await;
     assert_eq!(world.sandbox.journal().counts().queries, 0, "nobody has asked for it");
-    let requeued = world.leadpost(&["requeue", "--state", "uncertain", "--reason", "let us see"]).await;
+    let requeued = world.leadpost(&["requeue", "--state", "uncertain", "--yes", "--reason", "let us see"]).await;
     assert_eq!(requeued.code, Some(0), "{requeued:?}");
     for id in [arrived, lost] {
         world.until_state(id, LeadState::Delivered).await;

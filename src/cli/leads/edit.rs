@@ -2,9 +2,10 @@
 
 use std::io::{BufRead as _, IsTerminal as _, Read as _, Write as _};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Context as _, bail};
+use tokio::process::Command;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::super::{Exit, Output, print_json, say, who};
 use crate::config::Source;
@@ -67,6 +68,7 @@ pub(super) async fn run(args: EditArgs, source: &Source, ledger: &Ledger) -> any
             lead.state
         );
     }
+    let mut stops = Stops::new()?;
     let mut after = match &args.from {
         Some(path) => read(path)?,
         None => {
@@ -75,8 +77,9 @@ pub(super) async fn run(args: EditArgs, source: &Source, ledger: &Ledger) -> any
                     "there is no terminal for an editor; --from FILE takes the new body from a file, --from - from stdin"
                 );
             }
+            let file = Draft::of(args.id, &before)?;
             ledger.disclose("leads edit", &who(), Some(&lead.destination), &[args.id], args.reason.as_deref()).await?;
-            in_editor(args.id, &before)?
+            file.edited(&before, &mut stops).await?
         }
     };
     let keys = loop {
@@ -90,10 +93,10 @@ pub(super) async fn run(args: EditArgs, source: &Source, ledger: &Ledger) -> any
         for violation in violations {
             say(&format!("  - {} [{}] {}", violation.field, violation.code, violation.message));
         }
-        if args.from.is_some() || !is_to_go_on()? {
+        if args.from.is_some() || !is_to_go_on(&mut stops).await? {
             return Ok(Exit::No);
         }
-        after = in_editor(args.id, &after)?;
+        after = Draft::of(args.id, &after)?.edited(&after, &mut stops).await?;
     };
     let edit = Edit {
         id: args.id,
@@ -128,11 +131,52 @@ pub(super) async fn run(args: EditArgs, source: &Source, ledger: &Ledger) -> any
 }
 
 /// Asks whether what was written is to be mended.
-fn is_to_go_on() -> anyhow::Result<bool> {
+async fn is_to_go_on(stops: &mut Stops) -> anyhow::Result<bool> {
     say("Edit it again? [Y/n]");
-    let mut answer = String::new();
-    std::io::stdin().lock().read_line(&mut answer)?;
-    Ok(!["n", "no"].contains(&answer.trim().to_lowercase().as_str()))
+    // Those before were the editor's.
+    stops.interrupt = signal(SignalKind::interrupt())?;
+    let answered = tokio::task::spawn_blocking(|| {
+        let mut answer = String::new();
+        std::io::stdin().lock().read_line(&mut answer).map(|_| answer)
+    });
+    tokio::select! {
+        () = stops.any() => bail!("interrupted; nothing was changed"),
+        answer = answered => Ok(!["n", "no"].contains(&answer??.trim().to_lowercase().as_str())),
+    }
+}
+
+/// Signals that would end us, and leave a person's data in a file behind.
+struct Stops {
+    interrupt: Signal,
+    terminate: Signal,
+    hangup: Signal,
+}
+
+impl Stops {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    async fn any(&mut self) {
+        let Self { interrupt, terminate, hangup } = self;
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            _ = hangup.recv() => {}
+        }
+    }
+
+    /// Ctrl-C is the editor's while that runs.
+    async fn end(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.hangup.recv() => {}
+        }
+    }
 }
 
 fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
@@ -144,36 +188,45 @@ fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
     std::fs::read(path).with_context(|| format!("cannot read the new body from {}", path.display()))
 }
 
-/// The body as it is left in the editor. It lies in a file that only we can read, and that is removed whatever comes.
-fn in_editor(id: LeadId, body: &[u8]) -> anyhow::Result<Vec<u8>> {
-    let editor =
-        ["VISUAL", "EDITOR"].into_iter().find_map(|name| std::env::var(name).ok()).filter(|name| !name.is_empty());
-    let editor = editor.unwrap_or_else(|| "vi".to_owned());
-    let mut file = tempfile::Builder::new()
-        .prefix(&format!("lead-{id}-"))
-        .suffix(".json")
-        .tempfile()
-        .context("cannot write the body to a file for the editor")?;
-    file.write_all(body)?;
-    file.flush()?;
-    // Ctrl-C is the editor's: leadpost would end by it, and leave the file behind.
-    let _interrupts = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt())?;
-    // As git does: it may be a command with options.
-    let status = Command::new("sh")
-        .arg("-c")
-        .arg(format!("{editor} \"$@\""))
-        .arg(&editor)
-        .arg(file.path())
-        .status()
-        .with_context(|| format!("cannot start {editor}; set EDITOR"))?;
-    if !status.success() {
-        bail!("{editor} has failed ({status}); nothing was changed");
+/// A body in a file for the editor, that only we can read, and that goes when we do.
+struct Draft(tempfile::NamedTempFile);
+
+impl Draft {
+    fn of(id: LeadId, body: &[u8]) -> anyhow::Result<Self> {
+        let hint = "cannot write the body to a file for an editor; --from FILE takes the new body from a file, --from - from stdin";
+        let mut file =
+            tempfile::Builder::new().prefix(&format!("lead-{id}-")).suffix(".json").tempfile().context(hint)?;
+        file.write_all(body).and_then(|()| file.flush()).context(hint)?;
+        Ok(Self(file))
     }
-    // Editors that write a new file in place of the old one are read too.
-    let mut after = std::fs::read(file.path()).context("cannot read what the editor has written")?;
-    // Which editors add, and which nobody meant.
-    if after.last() == Some(&b'\n') && body.last() != Some(&b'\n') {
-        after.pop();
+
+    /// The body as it is left in the editor.
+    async fn edited(self, before: &[u8], stops: &mut Stops) -> anyhow::Result<Vec<u8>> {
+        let editor = ["VISUAL", "EDITOR"].into_iter().find_map(|name| std::env::var(name).ok());
+        let editor = editor.filter(|name| !name.is_empty()).unwrap_or_else(|| "vi".to_owned());
+        // As git does: it may be a command with options.
+        let mut child = Command::new("sh")
+            .arg("-c")
+            .arg(format!("{editor} \"$@\""))
+            .arg(&editor)
+            .arg(self.0.path())
+            .spawn()
+            .with_context(|| format!("cannot start {editor}; set EDITOR"))?;
+        let status = tokio::select! {
+            status = child.wait() => status?,
+            () = stops.end() => bail!("told to stop; nothing was changed"),
+        };
+        if !status.success() {
+            bail!(
+                "{editor} has failed ({status}); nothing was changed. Is it there? EDITOR says which, --from FILE does without"
+            );
+        }
+        // Editors that write a new file in place of the old one are read too.
+        let mut after = std::fs::read(self.0.path()).context("cannot read what the editor has written")?;
+        // Which editors add, and which nobody meant.
+        if after.last() == Some(&b'\n') && before.last() != Some(&b'\n') {
+            after.pop();
+        }
+        Ok(after)
     }
-    Ok(after)
 }

@@ -59,12 +59,19 @@ fn check_postgres(postgres: &Postgres) -> Vec<String> {
 
 fn check_urls(destination: &Destination, values: &Values) -> Vec<String> {
     let (request, auth) = (&destination.request, &destination.auth);
-    let urls: [(&str, &Tls, &str, &str); 2] = [
+    let mut values = values.clone();
+    for name in ["token", "key"] {
+        values.insert(name.to_owned(), "x".to_owned());
+    }
+    let urls: [(&str, &Tls, &str, &str); 5] = [
         ("destination.request.tls", &request.tls, "destination.request.url", &request.url),
+        ("destination.request.tls", &request.tls, "destination.reconcile.url", &destination.reconcile.url),
         ("destination.auth.tls", &auth.tls, "destination.auth.token_url", &auth.token_url),
+        ("destination.auth.tls", &auth.tls, "destination.auth.revoke_url", &auth.revoke_url),
+        ("destination.auth.tls", &auth.tls, "destination.auth.logout_url", &auth.logout_url),
     ];
     let is_plain = |template: &str| {
-        fill_in_url(template, values)
+        fill_in_url(template, &values)
             .ok()
             .and_then(|url| Url::parse(&url).ok())
             .is_some_and(|url| url.scheme() == "http")
