@@ -1,13 +1,12 @@
 //! `leadpost requeue`, `cancel` and `release`: what a person decides about leads.
 
 use std::collections::HashSet;
-use std::io::{BufRead as _, IsTerminal as _};
 use std::sync::Arc;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::filter::FilterArgs;
-use super::{Exit, Output, ledger, print_json, say, who};
+use super::{Exit, Output, is_confirmed, ledger, print_json, say, who};
 use crate::config::Source;
 use crate::lead::{LeadId, assistant};
 use crate::ledger::{Act, Action, LeadState, Ledger, Named, Order};
@@ -234,7 +233,7 @@ async fn run(args: ActArgs, action: Action, words: &Words, source: &Source) -> a
     if dry_run || matching == 0 {
         report.done = matching;
     } else {
-        if !is_named && !args.yes && !is_confirmed(matching, words)? {
+        if !is_named && !args.yes && !is_confirmed(&format!("{} {}", leads(matching), words.would_be))? {
             say("nothing was done");
             return Ok(Exit::No);
         }
@@ -348,17 +347,6 @@ async fn preview(ledger: &Ledger, act: &Act, matching: u64, words: &Words) -> an
         say(&format!("  {}   {}   {why}{assistant}", listed.lead.id, listed.lead.state));
     }
     Ok(())
-}
-
-/// Asks, where there is somebody to ask.
-fn is_confirmed(matching: u64, words: &Words) -> anyhow::Result<bool> {
-    if !std::io::stdin().is_terminal() {
-        anyhow::bail!("{} {}; say --yes to do it, as nobody can be asked here", leads(matching), words.would_be);
-    }
-    say("Go on? [y/N]");
-    let mut answer = String::new();
-    std::io::stdin().lock().read_line(&mut answer)?;
-    Ok(["y", "yes"].contains(&answer.trim().to_lowercase().as_str()))
 }
 
 /// Seen on a terminal only.

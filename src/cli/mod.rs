@@ -38,7 +38,7 @@ use crate::ledger::{Ledger, LedgerError};
 use crate::lifecycle::Shutdown;
 use crate::telemetry;
 use crate::worker::StartError;
-use output::{Output, OutputError, ago, print, print_bytes, print_json, say, table, who};
+use output::{Output, OutputError, ago, is_confirmed, print, print_bytes, print_json, say, table, who};
 
 /// How a command ended, as its exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,6 +1,6 @@
 //! What commands print: data to stdout, talk to stderr.
 
-use std::io::Write as _;
+use std::io::{BufRead as _, IsTerminal as _, Write as _};
 
 use clap::ValueEnum;
 
@@ -58,6 +58,20 @@ pub(super) fn print_bytes(bytes: &[u8]) -> Result<(), OutputError> {
 /// As [`print()`].
 pub(super) fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
     Ok(print(&serde_json::to_string_pretty(value)?)?)
+}
+
+/// Asks whether to go on, where there is somebody to ask.
+///
+/// # Errors
+/// That there is nobody.
+pub(super) fn is_confirmed(what: &str) -> anyhow::Result<bool> {
+    if !std::io::stdin().is_terminal() {
+        anyhow::bail!("{what}; say --yes to do it, as nobody can be asked here");
+    }
+    say(&format!("{what}. Go on? [y/N]"));
+    let mut answer = String::new();
+    std::io::stdin().lock().read_line(&mut answer)?;
+    Ok(["y", "yes"].contains(&answer.trim().to_lowercase().as_str()))
 }
 
 /// Columns under their heads.

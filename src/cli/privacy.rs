@@ -1,10 +1,9 @@
 //! `leadpost erase`, `export` and `redact`: what a person may ask of those who keep their data.
 
-use std::io::{BufRead as _, IsTerminal as _};
 use std::time::Duration;
 
 use super::filter::{address, duration};
-use super::{Exit, Output, ledger, print, print_json, say, who};
+use super::{Exit, Output, is_confirmed, ledger, print, print_json, say, who};
 use crate::config::Source;
 use crate::ledger::{Erased, Found, Subject};
 
@@ -184,17 +183,6 @@ fn print_receipt(receipt: &Receipt) -> anyhow::Result<()> {
         print(&format!("  {what}"))?;
     }
     Ok(())
-}
-
-/// Asks, where there is somebody to ask.
-fn is_confirmed(what: &str) -> anyhow::Result<bool> {
-    if !std::io::stdin().is_terminal() {
-        anyhow::bail!("{what}; say --yes to do it, as nobody can be asked here");
-    }
-    say(&format!("{what}. Go on? [y/N]"));
-    let mut answer = String::new();
-    std::io::stdin().lock().read_line(&mut answer)?;
-    Ok(["y", "yes"].contains(&answer.trim().to_lowercase().as_str()))
 }
 
 pub(super) async fn export(args: ExportArgs, source: &Source) -> anyhow::Result<Exit> {

@@ -7,8 +7,8 @@ use std::time::Duration;
 use prometheus_client::encoding::{EncodeMetric, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 
-/// What is observed is counted in whole units: nanoseconds of a time, or things.
-const NANOS: u64 = 1_000_000_000;
+/// What is observed is counted in whole units: microseconds of a time, of which a sum can hold half a million years, or things.
+const MICROS: u64 = 1_000_000;
 
 /// A histogram; clones share it.
 #[derive(Debug, Clone)]
@@ -28,7 +28,7 @@ struct Inner {
 impl Histogram {
     /// Of times, with these bounds in milliseconds.
     pub(super) fn of_times(bounds_ms: &[u64]) -> Self {
-        Self::new(NANOS, bounds_ms.iter().map(|ms| ms * (NANOS / 1_000)).collect())
+        Self::new(MICROS, bounds_ms.iter().map(|ms| ms * (MICROS / 1_000)).collect())
     }
 
     /// Of numbers of things, with these bounds.
@@ -43,7 +43,7 @@ impl Histogram {
 
     /// Observes a time.
     pub fn took(&self, time: Duration) {
-        self.add(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
+        self.add(u64::try_from(time.as_micros()).unwrap_or(u64::MAX));
     }
 
     /// Observes so many things.

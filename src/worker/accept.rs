@@ -328,9 +328,12 @@ impl Arrived {
     /// How long ago it was made. A clock that is ahead, or counts in another unit, says nothing.
     fn waited(&self, now: SystemTime) -> Option<Duration> {
         let made_at = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(self.timestamp?))?;
-        now.duration_since(made_at).ok()
+        // A clock that says 1970 says nothing.
+        now.duration_since(made_at).ok().filter(|waited| *waited < A_YEAR)
     }
 }
+
+const A_YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// The lead that a message became, or is about.
 fn id_of(fate: &Fate) -> LeadId {
