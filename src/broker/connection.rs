@@ -86,7 +86,14 @@ impl Address {
     }
 
     pub(super) async fn connect(&self, name: &str) -> Result<Connection, BrokerError> {
-        within(self.timeout, "connect", self.connect_by(self.connector()?, name)).await
+        match within(self.timeout, "connect", self.connect_by(self.connector()?, name)).await {
+            // In TLS 1.3 the server's alert comes after the handshake, and the end of the connection may be quicker than it.
+            Err(BrokerError::Failed { doing, text }) if self.is_tls() && is_cut(&text) => {
+                let hint = "perhaps the server wants a client certificate that it trusts: amqp.tls.cert_file and amqp.tls.key_file";
+                Err(BrokerError::Failed { doing, text: format!("{text}; {hint}") })
+            }
+            connected => connected,
+        }
     }
 
     /// The same, without a limit.
@@ -172,6 +179,12 @@ fn connector(tls: &Tls) -> Result<RustlsConnector, BrokerError> {
         Some(identity) => config.connector_with_single_cert(identity.chain, identity.key),
     };
     connector.map_err(|error| BrokerError::Tls(format!("TLS to RabbitMQ cannot be set up: {}", chain(&error))))
+}
+
+/// Whether a connection was ended without a word.
+fn is_cut(text: &str) -> bool {
+    let text = text.to_lowercase();
+    ["reset by peer", "broken pipe", "unexpected eof", "unexpected end of file"].iter().any(|end| text.contains(end))
 }
 
 /// A lapin future with a limit.
