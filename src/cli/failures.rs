@@ -13,9 +13,10 @@ use crate::ledger::{Group, LeadState};
 
 /// Show why leads ended badly, or wait after a failure: groups by state, code, status and reason, the largest first
 ///
-/// Each with how many leads, when the first and the last came to it, one of them, and the command that acts on the group, and on what has
-/// joined it since. In reasons, <email>, <id>, # and "…" stand for what differs from lead to lead, and … for the name of a person, in which
-/// case the command is shown with --reveal only. Of each state, the newest 100,000 leads are looked at.
+/// Each with how many leads, when the first and the last came to it, one of them, and the command that acts on the group, and on
+/// what has joined it since. In reasons, "email" and "id" in angle brackets, # and "…" stand for what differs from lead to lead, and …
+/// for the name of a person, in which case the command is shown with --reveal only. Of each state, the newest 100,000 leads are
+/// looked at.
 ///
 /// Example: leadpost failures --since 24h
 #[derive(Debug, clap::Args)]
