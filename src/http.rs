@@ -125,9 +125,10 @@ pub async fn exchange(
     max_retry_after: Duration,
 ) -> Exchange {
     let section = outgoing.section;
-    let request =
-        client.request(outgoing.method, outgoing.url.clone()).headers(outgoing.headers).body(outgoing.body).send();
-    let mut response = match request.await {
+    let mut request = reqwest::Request::new(outgoing.method, outgoing.url.clone());
+    *request.headers_mut() = outgoing.headers;
+    *request.body_mut() = Some(outgoing.body.into());
+    let mut response = match client.execute(request).await {
         Ok(response) => response,
         Err(error) => return not_answered(error, section),
     };

@@ -56,7 +56,8 @@ impl Reason {
 
 /// Text from a stranger as one short line without control characters, which Postgres and terminals can take.
 pub fn one_line(text: &str) -> String {
-    let mut line = String::new();
+    // Mostly it is one already.
+    let mut line = String::with_capacity(text.len().min(MAX_REASON_CHARS));
     let mut count = 0;
     for word in text.split(|c: char| c.is_whitespace() || c.is_control()).filter(|word| !word.is_empty()) {
         if count > 0 {

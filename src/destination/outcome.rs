@@ -67,6 +67,11 @@ impl Outcome {
         }
     }
 
+    /// Whether it was answered as hoped: what matters of the answer is in the outcome then.
+    pub fn is_success(&self) -> bool {
+        matches!(self, Outcome::Delivered(_) | Outcome::Reconciled(..) | Outcome::Absent(_))
+    }
+
     /// Why, unless it is simply delivered.
     pub fn reason(&self) -> Option<&Reason> {
         match self {

@@ -108,7 +108,9 @@ impl LeadApi {
         headers.insert(IDEMPOTENCY_KEY, key);
         let exchange = self.send(self.method.clone(), &self.url, headers, token, body, trace).await;
         let redactor = token.credential().redactor();
-        (self.answers.classify(&exchange, redactor), clean(exchange, redactor))
+        let outcome = self.answers.classify(&exchange, redactor);
+        let kept = kept(exchange, &outcome, redactor);
+        (outcome, kept)
     }
 
     /// Whether leads in doubt are asked for before they are posted again.
@@ -131,7 +133,9 @@ impl LeadApi {
             Err(reason) => Exchange::NotSent(reason),
         };
         let redactor = token.credential().redactor();
-        (query.classify(&self.answers, key, &exchange, redactor), clean(exchange, redactor))
+        let outcome = query.classify(&self.answers, key, &exchange, redactor);
+        let kept = kept(exchange, &outcome, redactor);
+        (outcome, kept)
     }
 
     /// Sends a request with what logs us in.
@@ -160,11 +164,14 @@ impl LeadApi {
     }
 }
 
-/// What is kept of an exchange holds none of our secrets.
-fn clean(exchange: Exchange, redactor: &Redactor) -> Exchange {
+/// What is kept of an exchange holds none of our secrets; of a success, no body.
+fn kept(exchange: Exchange, outcome: &Outcome, redactor: &Redactor) -> Exchange {
     match exchange {
         Exchange::Answered(mut answer) => {
-            answer.body = redactor.clean_answer(answer.body, answer.is_cut);
+            answer.body = match outcome.is_success() {
+                true => Vec::new(),
+                false => redactor.clean_answer(answer.body, answer.is_cut),
+            };
             Exchange::Answered(answer)
         }
         other @ (Exchange::NotSent(_) | Exchange::Unknown(_)) => other,

@@ -73,7 +73,11 @@ fn text_at(json: &Node<'_>, pointer: &str, redactor: &Redactor) -> Option<String
     }
     match value.get().as_bytes().first()? {
         b'"' => {
-            let text: Cow<'_, str> = serde_json::from_str(value.get()).ok()?;
+            // Without escapes it is there as it is.
+            let text = match serde_json::from_str::<&str>(value.get()) {
+                Ok(text) => Cow::Borrowed(text),
+                Err(_) => Cow::Owned(serde_json::from_str::<String>(value.get()).ok()?),
+            };
             Some(one_line(&redactor.clean(&text)))
         }
         b'n' | b'{' | b'[' => None,

@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::identity::{Decision, Known, decide};
 use super::model::{Arrival, Fate, LeadState, Leased, OnLock, Origin};
 use super::settle::remember;
-use super::{Ledger, LedgerError, millis};
+use super::{Ledger, LedgerError, millis, trimmed};
 use crate::fault::{self, Point};
 use crate::lead::LeadId;
 
@@ -168,8 +168,8 @@ impl Batch<'_> {
     /// Inserts what is new and says which ids that were.
     async fn insert(&self, connection: &mut PgConnection, wave: &[Entry]) -> Result<HashSet<LeadId>, sqlx::Error> {
         let columns = Columns::of(self, wave);
-        let rows = sqlx::query(
-            "insert into leads (id, destination, state, body, queue, message_id, conflict_of, \
+        let inserted: Vec<Uuid> = sqlx::query_scalar(
+            "with inserted as (insert into leads (id, destination, state, body, queue, message_id, conflict_of, \
                  next_attempt_at, leased_by, lease, finished_at, code, reason, violations, email_key, assistant_key) \
              select id, $1, state, body, $2, message_id, conflict_of, \
                  case when state = 'pending' then now() + $3 * interval '1 millisecond' end, \
@@ -181,7 +181,8 @@ impl Batch<'_> {
                  $14::bigint[], $15::bigint[]) \
                  as t (id, state, body, message_id, conflict_of, code, reason, violations, email_key, assistant_key) \
              on conflict (id) do nothing \
-             returning id",
+             returning id) \
+             select coalesce(array_agg(id), '{}') from inserted",
         )
         .bind(&*self.ledger.destination)
         .bind(&*self.ledger.queue)
@@ -191,16 +192,16 @@ impl Batch<'_> {
         .bind(columns.ids)
         .bind(columns.states)
         .bind(columns.bodies)
-        .bind(columns.message_ids)
-        .bind(columns.conflicts)
-        .bind(columns.codes)
-        .bind(columns.reasons)
-        .bind(columns.violations)
-        .bind(columns.emails)
-        .bind(columns.assistants)
-        .fetch_all(connection)
+        .bind(trimmed(columns.message_ids))
+        .bind(trimmed(columns.conflicts))
+        .bind(trimmed(columns.codes))
+        .bind(trimmed(columns.reasons))
+        .bind(trimmed(columns.violations))
+        .bind(trimmed(columns.emails))
+        .bind(trimmed(columns.assistants))
+        .fetch_one(connection)
         .await?;
-        rows.into_iter().map(|row| row.try_get(0).map(LeadId)).collect()
+        Ok(inserted.into_iter().map(LeadId).collect())
     }
 
     /// Deals with arrivals whose ids are there already; those that need another id come back.
@@ -354,11 +355,11 @@ impl Batch<'_> {
         .bind(columns.ids)
         .bind(columns.states)
         .bind(columns.bodies)
-        .bind(columns.codes)
-        .bind(columns.reasons)
-        .bind(columns.violations)
-        .bind(columns.emails)
-        .bind(columns.assistants)
+        .bind(trimmed(columns.codes))
+        .bind(trimmed(columns.reasons))
+        .bind(trimmed(columns.violations))
+        .bind(trimmed(columns.emails))
+        .bind(trimmed(columns.assistants))
         .fetch_all(connection)
         .await?;
         let attempts: HashMap<Uuid, i32> =

@@ -308,6 +308,12 @@ fn join<T>(result: Result<T, tokio::task::JoinError>) -> T {
     }
 }
 
+/// A column of an `unnest` without the nulls at its end, which Postgres puts there itself.
+fn trimmed<T>(mut column: Vec<Option<T>>) -> Vec<Option<T>> {
+    column.truncate(column.iter().rposition(Option::is_some).map_or(0, |last| last + 1));
+    column
+}
+
 /// Milliseconds for a `bigint` column.
 fn millis(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)

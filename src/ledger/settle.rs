@@ -1,14 +1,15 @@
 //! From outcomes to rows: attempts, states and next times of many leads in one transaction, each fenced by its lease.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::{PgConnection, Row as _};
+use sqlx::PgConnection;
 use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::model::{LeadState, Next, OnLock, Settlement};
-use super::{Ledger, LedgerError, millis};
+use super::{Ledger, LedgerError, millis, trimmed};
 use crate::fault::{self, Point, Rule};
 use crate::lead::{LeadId, Violation};
 use crate::traces::TraceContext;
@@ -44,8 +45,19 @@ impl Ledger {
             .run("settle leads", move |pool| {
                 let (ledger, settlements) = (ledger.clone(), Arc::clone(&settlements));
                 async move {
-                    let mut transaction = pool.begin().await?;
                     let mut free: Vec<&Settlement> = settlements.iter().collect();
+                    if !repeated && on_lock == OnLock::Wait && free.iter().all(|settlement| settlement.trace.is_none())
+                    {
+                        // One statement is a transaction by itself, without the round trips of its beginning and its end.
+                        fault::at(Point::Settling);
+                        let settled = write(&mut *pool.acquire().await?, Write::of(&free, &ledger.worker)).await?;
+                        fault::at(Point::Settled);
+                        return Ok(Settled {
+                            late: without(free, &settled).iter().map(|late| late.id).collect(),
+                            ..Settled::default()
+                        });
+                    }
+                    let mut transaction = pool.begin().await?;
                     let mut busy = Vec::new();
                     if on_lock == OnLock::Skip {
                         busy = locked(&mut transaction, &free).await?;
@@ -55,8 +67,7 @@ impl Ledger {
                     let waiting =
                         free.iter().filter_map(|settlement| Some((settlement.id, settlement.trace.as_ref()?)));
                     remember(&mut transaction, waiting.filter(|(id, _)| settled.contains(id))).await?;
-                    let mut late = free;
-                    late.retain(|settlement| !settled.contains(&settlement.id));
+                    let mut late = without(free, &settled);
                     if repeated && !late.is_empty() {
                         let before = settled_before(&mut transaction, &late).await?;
                         // Without an attempt nothing was sent, so nothing can be late about it.
@@ -73,6 +84,12 @@ impl Ledger {
             })
             .await
     }
+}
+
+/// Those that were not settled; mostly there are none.
+fn without<'a>(mut settlements: Vec<&'a Settlement>, settled: &HashSet<LeadId>) -> Vec<&'a Settlement> {
+    settlements.retain(|settlement| !settled.contains(&settlement.id));
+    settlements
 }
 
 /// Remembers where the messages of these leads belong in their producers' traces. This transaction has written the leads already, so it waits
@@ -120,16 +137,19 @@ async fn settled_before(
     late: &[&Settlement],
 ) -> Result<Vec<(LeadId, Uuid)>, sqlx::Error> {
     let ids: Vec<Uuid> = late.iter().map(|settlement| settlement.id.0).collect();
-    let rows = sqlx::query(
+    let rows: Vec<(Uuid, Uuid)> = sqlx::query_as(
         "select distinct lead_id, lease from attempts where lead_id = any($1) and code is distinct from 'lease_expired'",
     )
     .bind(ids)
     .fetch_all(connection)
     .await?;
-    rows.into_iter().map(|row| Ok((LeadId(row.try_get(0)?), row.try_get(1)?))).collect()
+    Ok(rows.into_iter().map(|(id, lease)| (LeadId(id), lease)).collect())
 }
 
 /// A batch of settlements as columns.
+///
+/// Columns of options may be shorter than the others, or empty: `unnest` fills them up with nulls. So what hardly any lead has costs the others
+/// nothing.
 #[derive(Debug, Default)]
 pub(super) struct Write<'a> {
     worker: &'a str,
@@ -270,14 +290,14 @@ const WRITE: &str = "with clock as materialized (select clock_timestamp() as at)
                  retry_after_ms, request) \
          where case when a.lead_id in (select id from settled) then true end \
      ) \
-     select id from settled";
+     select coalesce(array_agg(id), '{}') from settled";
 
 /// What keeps everybody but the holder of the lease from settling.
 const IS_OURS: &str = "l.lease = s.lease";
 
 /// Writes a batch, and says which leads were still ours.
-pub(super) async fn write(connection: &mut PgConnection, write: Write<'_>) -> Result<Vec<LeadId>, sqlx::Error> {
-    let rows = sqlx::query(fault::without(Rule::Fence, WRITE, IS_OURS))
+pub(super) async fn write(connection: &mut PgConnection, write: Write<'_>) -> Result<HashSet<LeadId>, sqlx::Error> {
+    let settled: Vec<Uuid> = sqlx::query_scalar(fault::without(Rule::Fence, WRITE, IS_OURS))
         .bind(write.worker)
         .bind(write.ids)
         .bind(write.leases)
@@ -285,14 +305,14 @@ pub(super) async fn write(connection: &mut PgConnection, write: Write<'_>) -> Re
         .bind(write.after_ms)
         .bind(write.made)
         .bind(write.charged)
-        .bind(write.codes)
-        .bind(write.reasons)
-        .bind(write.violations)
-        .bind(write.remote_ids)
-        .bind(write.remote_states)
-        .bind(write.remote_sub_states)
-        .bind(write.next_schedule_times)
-        .bind(write.warnings)
+        .bind(trimmed(write.codes))
+        .bind(trimmed(write.reasons))
+        .bind(trimmed(write.violations))
+        .bind(trimmed(write.remote_ids))
+        .bind(trimmed(write.remote_states))
+        .bind(trimmed(write.remote_sub_states))
+        .bind(trimmed(write.next_schedule_times))
+        .bind(trimmed(write.warnings))
         .bind(write.attempt_ids)
         .bind(write.attempt_leases)
         .bind(write.attempt_numbers)
@@ -300,13 +320,13 @@ pub(super) async fn write(connection: &mut PgConnection, write: Write<'_>) -> Re
         .bind(write.attempt_duration_ms)
         .bind(write.attempt_outcomes)
         .bind(write.attempt_charged)
-        .bind(write.attempt_statuses)
-        .bind(write.attempt_codes)
-        .bind(write.attempt_reasons)
-        .bind(write.attempt_answers)
-        .bind(write.attempt_retry_after_ms)
+        .bind(trimmed(write.attempt_statuses))
+        .bind(trimmed(write.attempt_codes))
+        .bind(trimmed(write.attempt_reasons))
+        .bind(trimmed(write.attempt_answers))
+        .bind(trimmed(write.attempt_retry_after_ms))
         .bind(write.attempt_requests)
-        .fetch_all(connection)
+        .fetch_one(connection)
         .await?;
-    rows.into_iter().map(|row| row.try_get(0).map(LeadId)).collect()
+    Ok(settled.into_iter().map(LeadId).collect())
 }

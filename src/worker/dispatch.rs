@@ -402,7 +402,6 @@ impl<'a> Trip<'a> {
             happened(&metrics.last_post);
         }
         span.end(status, outcome.as_str(), outcome.reason().map(|reason| &*reason.code));
-        let is_success = matches!(outcome, Outcome::Delivered(_) | Outcome::Reconciled(..) | Outcome::Absent(_));
         self.attempts.push(Attempt {
             request,
             started_at,
@@ -412,7 +411,7 @@ impl<'a> Trip<'a> {
             http_status: status,
             code: outcome.reason().map(|reason| reason.code.to_string()),
             reason: outcome.reason().map(Reason::for_the_record),
-            answer: answer.filter(|answer| !is_success && !answer.body.is_empty()).map(|answer| answer.body.clone()),
+            answer: answer.filter(|answer| !answer.body.is_empty()).map(|answer| answer.body.clone()),
             retry_after: answer.and_then(|answer| answer.retry_after),
         });
     }

@@ -113,8 +113,8 @@ fn the_pure_parts_of_a_lead_s_way_allocate_no_more_than_they_need() {
         ("check a lead that goes out as it came", &|| drop(black_box(rules.check(id, LEAD.as_bytes()))), 4),
         ("check a lead that is rebuilt", &|| drop(black_box(rules.check(id, trimmed.as_bytes()))), 31),
         ("check a lead that is made by jq", &|| drop(black_box(rules_by_jq.check(id, LEAD.as_bytes()))), 448),
-        ("classify a success", &|| drop(black_box(answers.classify(&taken, &nothing))), 40),
-        ("classify a refusal", &|| drop(black_box(answers.classify(&refused, &nothing))), 17),
+        ("classify a success", &|| drop(black_box(answers.classify(&taken, &nothing))), 5),
+        ("classify a refusal", &|| drop(black_box(answers.classify(&refused, &nothing))), 13),
     ];
     let over: Vec<String> = parts
         .iter()
