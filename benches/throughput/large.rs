@@ -22,9 +22,6 @@ const CHUNK: u64 = 500_000;
 /// One lead in so many is exhausted, to be sent again together.
 const EXHAUSTED: u64 = 10;
 
-/// More at once, and RabbitMQ as scripts/services starts it may be short of memory and block its publishers.
-const PUBLISHED: u64 = 200_000;
-
 /// The lead whose person is looked for.
 const KNOWN: u64 = 4_711;
 
@@ -73,8 +70,8 @@ pub async fn compare(leadpost: &Path, servers: &Servers, args: &Args, leads: u64
         );
         setting.looks(&mut ledger).await?;
         setting.counts()?;
-        setting.backlog(&mut ledger, leads / EXHAUSTED).await?;
-        setting.publish((leads / EXHAUSTED).min(PUBLISHED))
+        setting.backlog(&mut ledger, leads / EXHAUSTED, &args.log).await?;
+        setting.publish(leads / EXHAUSTED)
     };
     let measured = measured.await;
     stage.strike().await?;
@@ -228,14 +225,14 @@ impl Setting<'_> {
     }
 
     /// So many leads are sent again together; what do fresh ones wait for behind them?
-    async fn backlog(&self, ledger: &mut PgConnection, due: u64) -> anyhow::Result<()> {
+    async fn backlog(&self, ledger: &mut PgConnection, due: u64, log: &str) -> anyhow::Result<()> {
         let (took, peak) =
             self.command(&["requeue", "--state", "exhausted", "--yes", "--reason", "the API is back"])?;
         println!("| `leadpost requeue --state exhausted`, {due} leads | {:.0} s, {peak:.0} MiB |", took.as_secs_f64());
-        let queue = ["status", "--set", &format!("amqp.queue={}", self.stage.name)];
-        println!("| `leadpost status`, with those due | {:.0} ms |", self.median(&queue)?.as_secs_f64() * 1e3);
+        println!("| with those due: | |");
+        self.looks(ledger).await?;
         let (_sandbox, api) = sandbox(self.leadpost, &["--latency-ms", "20"])?;
-        let mut worker = worker(self.leadpost, self.servers, &self.stage.name, &api, (64, 64))?;
+        let mut worker = worker(self.leadpost, self.servers, &self.stage.name, &api, (64, 64), log)?;
         tokio::time::sleep(Duration::from_secs(3)).await;
         let retried = "select coalesce(sum(pending), 0)::bigint from tallies";
         let before: i64 = sqlx::query_scalar(retried).fetch_one(&mut *ledger).await?;

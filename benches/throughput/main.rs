@@ -21,6 +21,7 @@ mod measure;
 mod report;
 mod scene;
 mod servers;
+mod tls;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -76,6 +77,14 @@ struct Args {
     #[arg(long, value_name = "LEADS")]
     ledger: Option<u64>,
 
+    /// Compare, instead, plain connections with TLS on all three, on servers of their own
+    #[arg(long)]
+    tls: bool,
+
+    /// What workers say (log.filter); it goes to a file
+    #[arg(long, default_value = "info")]
+    log: String,
+
     /// Leave out the two loops that the worker is compared with
     #[arg(long)]
     alone: bool,
@@ -112,7 +121,10 @@ fn main() -> anyhow::Result<()> {
 
 async fn run(args: Args) -> anyhow::Result<()> {
     let leadpost = servers::build()?;
-    let servers = Servers::up().await?;
+    if args.tls {
+        return tls::compare(&leadpost, &args).await;
+    }
+    let servers = Servers::up(None).await?;
     if let Some(text) = &args.limits {
         limits::compare(&leadpost, &servers, args.concurrency, text).await?;
         servers.down();

@@ -9,10 +9,15 @@ use crate::measure;
 use crate::scene::Who;
 use crate::servers::Servers;
 
+/// From so many leads on, their tenths are printed.
+const MANY: u64 = 500_000;
+
 /// What one run came to.
 #[derive(Debug, Clone, Serialize)]
 pub struct Row {
     pub who: Who,
+    /// Whether all three connections are encrypted.
+    pub tls: bool,
     pub delay_ms: u64,
     /// `filled`, or leads per second of the stream.
     pub load: String,
@@ -31,6 +36,16 @@ pub struct Row {
     pub first_post_ms: Option<f64>,
     /// From the publisher's write to the settlement's, in milliseconds; of a stream.
     pub latency_ms: Option<Latency>,
+    /// In the order in which they went.
+    pub tenths: Vec<Tenth>,
+}
+
+/// How a tenth of the leads went.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Tenth {
+    pub leads_per_s: f64,
+    /// At its end, of the largest worker, without its program.
+    pub anon_mib: f64,
 }
 
 #[derive(Debug, Clone, Copy, Serialize)]
@@ -76,14 +91,16 @@ impl Report {
             println!("{}", line(&row));
         }
         println!("\nCPU, commits and WAL bytes are per lead.");
+        self.print_tenths();
         self.print_ratios();
     }
 
     /// Of several runs of a kind, the one in the middle by rate.
     fn medians(&self) -> Vec<Row> {
-        let mut kinds: BTreeMap<(bool, u64, Who, String), Vec<&Row>> = BTreeMap::new();
+        let mut kinds: BTreeMap<(bool, u64, Who, String, bool), Vec<&Row>> = BTreeMap::new();
         for row in &self.rows {
-            kinds.entry((row.load != "filled", row.delay_ms, row.who, row.load.clone())).or_default().push(row);
+            let kind = (row.load != "filled", row.delay_ms, row.who, row.load.clone(), row.tls);
+            kinds.entry(kind).or_default().push(row);
         }
         kinds
             .into_values()
@@ -94,10 +111,40 @@ impl Report {
             .collect()
     }
 
+    /// Whether many leads go as few do.
+    fn print_tenths(&self) {
+        for row in self.rows.iter().filter(|row| row.leads >= MANY) {
+            let list = |of: fn(&Tenth) -> f64| {
+                row.tenths.iter().map(|tenth| format!("{:.0}", of(tenth))).collect::<Vec<_>>().join(" ")
+            };
+            println!(
+                "{} ms, {}, {} leads by tenths: {} leads/s; memory without the program {} MiB",
+                row.delay_ms,
+                row.who,
+                row.leads,
+                list(|tenth| tenth.leads_per_s),
+                list(|tenth| tenth.anon_mib)
+            );
+        }
+    }
+
     fn print_ratios(&self) {
         let rows = self.medians();
-        let of =
-            |who, delay_ms| rows.iter().find(|row| row.who == who && row.delay_ms == delay_ms && row.load == "filled");
+        for ours in rows.iter().filter(|row| row.tls) {
+            let is_same =
+                |row: &&Row| !row.tls && (row.who, row.delay_ms, &row.load) == (ours.who, ours.delay_ms, &ours.load);
+            if let Some(plain) = rows.iter().find(is_same) {
+                println!(
+                    "API {} ms, TLS on all three connections against none: {:.2} times the leads/s, {:.2} of the worker's CPU",
+                    ours.delay_ms,
+                    ours.leads_per_s / plain.leads_per_s,
+                    ours.worker_us.unwrap_or(0.0) / plain.worker_us.unwrap_or(f64::NAN),
+                );
+            }
+        }
+        let of = |who, delay_ms| {
+            rows.iter().find(|row| row.who == who && row.delay_ms == delay_ms && row.load == "filled" && !row.tls)
+        };
         for delay_ms in [0, 100] {
             let Some(ours) = of(Who::Leadpost(1), delay_ms) else { continue };
             for (other, name) in [(Who::Bare, "bare loop"), (Who::Usual, "usual worker")] {
@@ -127,9 +174,10 @@ fn line(row: &Row) -> String {
     let latency =
         row.latency_ms.map_or_else(|| "-".to_owned(), |l| format!("{:.1} / {:.1} / {:.1} ms", l.p50, l.p95, l.p99));
     format!(
-        "| {} ms | {} | {} | {:.0} | {} | {} | {} | {} | {} | {} | {} | {} | {latency} |",
+        "| {} ms | {}{} | {} | {:.0} | {} | {} | {} | {} | {} | {} | {} | {} | {latency} |",
         row.delay_ms,
         row.who,
+        if row.tls { ", TLS" } else { "" },
         row.load,
         row.leads_per_s,
         number(row.worker_us, " us", 0),

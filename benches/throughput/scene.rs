@@ -18,7 +18,7 @@ use uuid::Uuid;
 use crate::Args;
 use crate::loops::{ROLE, Role};
 use crate::measure::{self, Cpu};
-use crate::report::{Latency, Row};
+use crate::report::{Latency, Row, Tenth};
 use crate::servers::Servers;
 
 /// How often it is looked whether all leads are through.
@@ -143,7 +143,12 @@ impl Scene<'_> {
         if let Load::Filled(leads) = self.load {
             publish(channel, name, 0..leads, None).await?;
         }
-        let (sandbox, api) = sandbox(self.leadpost, &["--latency-ms", &self.delay.as_millis().to_string()])?;
+        let latency = self.delay.as_millis().to_string();
+        let mut options = vec!["--latency-ms", &latency];
+        if let Some(encrypted) = &self.servers.encrypted {
+            options.extend(encrypted.of_sandbox());
+        }
+        let (sandbox, api) = sandbox(self.leadpost, &options)?;
         let mut ledger = self.servers.connect(Some(name)).await?;
         // What was written before is not to be flushed meanwhile.
         execute(&mut ledger, "checkpoint").await?;
@@ -173,7 +178,7 @@ impl Scene<'_> {
                 Load::Stream { per_s, seconds } => publish(channel, name, 0..per_s * seconds, Some(per_s)).await,
             }
         };
-        let (published, ()) =
+        let (published, tenths) =
             tokio::try_join!(publishing, self.until_through(&mut workers, &mut ledger, &api, had, &mut polls))?;
         let took = began.elapsed();
         let after = self.read(&workers, &sandbox, &mut ledger).await?;
@@ -196,6 +201,7 @@ impl Scene<'_> {
         let has_ledger = self.who != Who::Bare;
         Ok(Row {
             who: self.who,
+            tls: self.servers.encrypted.is_some(),
             delay_ms: u64::try_from(self.delay.as_millis())?,
             load: match self.load {
                 Load::Filled(_) => "filled".to_owned(),
@@ -212,6 +218,7 @@ impl Scene<'_> {
             wal_bytes_per_lead: has_ledger.then_some((after.wal - before.wal) as f64 / leads as f64),
             first_post_ms: matches!(self.load, Load::Filled(_)).then_some(first_post.as_secs_f64() * 1e3),
             latency_ms,
+            tenths,
         })
     }
 
@@ -226,7 +233,8 @@ impl Scene<'_> {
         })
     }
 
-    /// Waits until all leads are through: the same for all while they are posted, and then for whoever has a ledger until that says so.
+    /// Waits until all leads are through: the same for all while they are posted, and then for whoever has a ledger until that says so. Says
+    /// how each tenth of them went.
     async fn until_through(
         &self,
         workers: &mut [Running],
@@ -234,14 +242,26 @@ impl Scene<'_> {
         api: &str,
         had: i64,
         polls: &mut i64,
-    ) -> anyhow::Result<()> {
+    ) -> anyhow::Result<Vec<Tenth>> {
         let (leads, began) = (self.leads(), Instant::now());
+        let mut tenths = Vec::new();
+        let (mut from, mut since) = (counted(api, "created").await?, Instant::now());
         let in_ledger = match self.who {
             Who::Bare => None,
             Who::Leadpost(_) => Some(DELIVERED),
             Who::Usual => Some("select count(*) from usual where state = 'delivered'"),
         };
-        while counted(api, "created").await? < leads {
+        loop {
+            let through = counted(api, "created").await?;
+            if through >= leads || through >= leads / 10 * (tenths.len() as u64 + 1) {
+                let anon = workers.iter().filter_map(|worker| measure::anon_mib(worker.pid())).fold(0.0, f64::max);
+                let leads_per_s = (through - from) as f64 / since.elapsed().as_secs_f64();
+                tenths.push(Tenth { leads_per_s, anon_mib: anon });
+                (from, since) = (through, Instant::now());
+            }
+            if through >= leads {
+                break;
+            }
             ensure!(began.elapsed() < DEADLINE, "not all leads got through");
             for worker in &mut *workers {
                 if let Some(status) = worker.0.try_wait()? {
@@ -261,7 +281,7 @@ impl Scene<'_> {
                 tokio::time::sleep(LOOK).await;
             }
         }
-        Ok(())
+        Ok(tenths)
     }
 
     fn worker(&self, name: &str, api: &str) -> anyhow::Result<Running> {
@@ -269,7 +289,7 @@ impl Scene<'_> {
             Who::Leadpost(_) => {
                 let most = self.in_flight();
                 let least = if self.args.adaptive { 1 } else { most };
-                return worker(self.leadpost, self.servers, name, api, (least, most));
+                return worker(self.leadpost, self.servers, name, api, (least, most), &self.args.log);
             }
             Who::Bare => None,
             Who::Usual => Some(self.servers.url_of(Some(name))?),
@@ -313,6 +333,10 @@ impl Stage {
         self.channel.queue_delete(self.name.as_str().into(), QueueDeleteOptions::default()).await?;
         execute(&mut self.admin, &format!("drop database {} with (force)", self.name)).await?;
         self.connection.close(200, "done".into()).await?;
+        let log = std::env::temp_dir().join(format!("{}.log", self.name));
+        if log.exists() {
+            std::fs::remove_file(log)?;
+        }
         Ok(())
     }
 }
@@ -347,14 +371,22 @@ pub fn worker(
     name: &str,
     api: &str,
     (least, most): (usize, usize),
+    log: &str,
 ) -> anyhow::Result<Running> {
     let mut command = Command::new(leadpost);
-    command.args(["run", "--admin", "", "--queue", name, "--set", "log.filter=warn"]);
+    command.args(["run", "--admin", "127.0.0.1:0", "--queue", name, "--set", &format!("log.filter={log}")]);
     command.args(["--concurrency", &most.to_string(), "--set", &format!("flow.min_concurrency={least}")]);
     let variables = std::env::vars_os().filter(|(name, _)| !name.to_string_lossy().starts_with("LEADPOST_"));
     command.env_clear().envs(variables);
-    command.env("AMQP_URL", &servers.amqp_url).env("DATABASE_URL", servers.url_of(Some(name))?);
+    let (amqp_url, database_url) = (servers.amqp_url.clone(), servers.url_of(Some(name))?);
+    match &servers.encrypted {
+        None => command.env("AMQP_URL", amqp_url).env("DATABASE_URL", database_url),
+        Some(encrypted) => command.envs(encrypted.of_worker(&database_url)?),
+    };
     command.env("LEADPOST_CONFIG", "/dev/null");
+    let mut lines = std::fs::File::options();
+    let file = std::env::temp_dir().join(format!("{name}.log"));
+    command.stderr(lines.create(true).append(true).open(file)?);
     command.env("LEADPOST__DESTINATION__REQUEST__URL", format!("{api}/leads"));
     command.env("LEADPOST__DESTINATION__AUTH__TOKEN_URL", format!("{api}/oauth2/token"));
     command.env("LEADPOST__DESTINATION__AUTH__CLIENT_ID", "sandbox-client");
@@ -386,7 +418,11 @@ async fn posts(api: &str) -> anyhow::Result<u64> {
 /// What the sandbox has counted under this name.
 pub async fn counted(api: &str, name: &str) -> anyhow::Result<u64> {
     static CLIENT: OnceLock<reqwest::Client> = OnceLock::new();
-    let client = CLIENT.get_or_init(|| reqwest::Client::builder().no_proxy().build().unwrap_or_default());
+    // Of the one who measures; what it asks is counted.
+    let client = CLIENT.get_or_init(|| {
+        let builder = reqwest::Client::builder().no_proxy().tls_danger_accept_invalid_certs(true);
+        builder.build().unwrap_or_default()
+    });
     let summary = client.get(format!("{api}/_sandbox/journal/summary")).send().await?.bytes().await?;
     let summary: serde_json::Value = serde_json::from_slice(&summary)?;
     summary[name].as_u64().with_context(|| format!("the sandbox does not say how many {name}"))

@@ -1,12 +1,13 @@
 //! RabbitMQ and Postgres as `scripts/services` gives them, and the worker's binary.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, bail, ensure};
 use sqlx::{Connection as _, PgConnection};
 
 use crate::measure::{self, Cpu};
+use crate::tls::Encrypted;
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
@@ -17,6 +18,10 @@ pub struct Servers {
     rabbitmq: Option<u32>,
     postgres: Option<u32>,
     were_down: bool,
+    /// Their folder, where they are not the usual ones.
+    state: Option<PathBuf>,
+    /// How they, and the sandbox, are reached with TLS; `None`: without.
+    pub encrypted: Option<Encrypted>,
 }
 
 /// The worker in release mode, without what tests break on purpose.
@@ -46,19 +51,26 @@ pub fn build() -> anyhow::Result<PathBuf> {
     executable.context("cargo does not say where the worker is")
 }
 
-fn services(arguments: &[&str]) -> anyhow::Result<String> {
-    let script = format!("{ROOT}/scripts/services");
-    let output = Command::new(&script).args(arguments).stderr(std::process::Stdio::inherit()).output()?;
-    ensure!(output.status.success(), "{script} {} has failed", arguments.join(" "));
+fn script(state: Option<&Path>) -> Command {
+    let mut script = Command::new(format!("{ROOT}/scripts/services"));
+    if let Some(state) = state {
+        script.env("LEADPOST_SERVICES_STATE", state);
+    }
+    script
+}
+
+fn services(arguments: &[&str], state: Option<&Path>) -> anyhow::Result<String> {
+    let output = script(state).args(arguments).stderr(std::process::Stdio::inherit()).output()?;
+    ensure!(output.status.success(), "scripts/services {} has failed", arguments.join(" "));
     Ok(String::from_utf8(output.stdout)?)
 }
 
 impl Servers {
-    pub async fn up() -> anyhow::Result<Self> {
-        let quiet = Command::new(format!("{ROOT}/scripts/services")).arg("env").output()?;
-        let were_down = !quiet.status.success();
-        services(&["up"])?;
-        let lines = services(&["env"])?;
+    /// The usual ones, or others in this folder.
+    pub async fn up(state: Option<&Path>) -> anyhow::Result<Self> {
+        let were_down = !script(state).arg("env").output()?.status.success();
+        services(&["up"], state)?;
+        let lines = services(&["env"], state)?;
         let value = |name: &str| {
             let line = lines.lines().find_map(|line| line.strip_prefix(&format!("export {name}='")));
             line.map(|value| value.trim_end_matches('\'').to_owned()).filter(|value| !value.is_empty())
@@ -74,13 +86,15 @@ impl Servers {
             let said = Command::new(ctl).args(["-q", "eval", "os:getpid()."]).output().ok()?;
             String::from_utf8(said.stdout).ok()?.trim().trim_matches('"').parse().ok()
         });
-        Ok(Self { amqp_url, database_url, rabbitmq, postgres, were_down })
+        let state = state.map(Path::to_owned);
+        Ok(Self { amqp_url, database_url, rabbitmq, postgres, were_down, state, encrypted: None })
     }
 
     /// Stops what was started here.
     pub fn down(&self) {
+        let arguments: &[&str] = if self.state.is_some() { &["down", "--purge"] } else { &["down"] };
         if self.were_down
-            && let Err(error) = services(&["down"])
+            && let Err(error) = services(arguments, self.state.as_deref())
         {
             eprintln!("throughput: {error:#}");
         }

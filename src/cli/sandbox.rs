@@ -8,7 +8,7 @@ use anyhow::Context;
 use clap::ValueEnum;
 
 use super::say;
-use crate::sandbox::{FaultPlan, Profile, Sandbox, SandboxSettings, Tuning};
+use crate::sandbox::{FaultPlan, Profile, Sandbox, SandboxSettings, TlsFiles, Tuning};
 
 /// Run a stand-in for a lead API, with faults on demand
 ///
@@ -128,6 +128,14 @@ pub struct SandboxArgs {
     #[arg(long, value_name = "N")]
     pub rate_limit_per_min: Option<u32>,
 
+    /// PEM file with the certificate to speak TLS with, and those that lead to its CA
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+
+    /// PEM file with its key
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
+
     /// JSON file of faults to begin with
     ///
     /// The same document as that of POST /_sandbox/faults: {"script": [..], "rates": [..], "rules": [..]}
@@ -153,7 +161,10 @@ pub struct SandboxArgs {
 /// When the file of faults cannot be used or the address cannot be listened on.
 pub async fn run(args: SandboxArgs, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
     let settings = settings(&args)?;
-    let sandbox = Sandbox::start(settings).with_context(|| format!("could not listen on {}", args.listen))?;
+    let sandbox = Sandbox::start(settings).map_err(|error| match error.kind() {
+        std::io::ErrorKind::InvalidInput => anyhow::Error::from(error),
+        _ => anyhow::Error::from(error).context(format!("could not listen on {}", args.listen)),
+    })?;
     // SquadIQ's token is given out by nobody: naming a URL for it would send people looking.
     let tokens = match args.profile {
         Profile::SquadIq => "tokens are static".to_owned(),
@@ -178,6 +189,7 @@ fn settings(args: &SandboxArgs) -> anyhow::Result<SandboxSettings> {
         seed: args.seed,
         keep_bodies: !args.no_bodies,
         journal_limit: Some(args.journal_limit),
+        tls: args.tls_cert.clone().zip(args.tls_key.clone()).map(|(cert, key)| TlsFiles { cert, key }),
         tuning: tuning(args),
         faults: args.faults.as_deref().map(read_faults).transpose()?.unwrap_or_default(),
     })

@@ -20,13 +20,13 @@
 //! - All data in it is made up, hence it may be kept and shown.
 //!
 //! # What it does not do
-//! TLS, HTTP/2, and the parts of an API that leadpost does not call. A client that leaves while its request is waiting
+//! HTTP/2, client certificates, and the parts of an API that leadpost does not call. A client that leaves while its request is waiting
 //! takes the request with it, unless the fault says `after`: a real API would often carry on.
 //!
 //! # Modules
 //! `settings` what can be set; `faults` what can go wrong; `plan` who meets what; `exchange` the way of a request;
 //! `api` which API is played, with a file for each; `wire` what only a socket can do; `journal` and `entry` what
-//! happened; `control` the HTTP side of it; `server` the port.
+//! happened; `control` the HTTP side of it; `server` the port; `tls` how it is encrypted.
 
 mod api;
 mod cognito;
@@ -55,6 +55,7 @@ mod spread;
 mod squad;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod tokens;
 mod wire;
 
@@ -68,7 +69,7 @@ pub use faults::{CutAt, Delay, DripFrom, Fault, FaultKind, RetryAfter, StatusAns
 pub use journal::{Journal, NotSeen};
 pub use pages::{Counts, Pages};
 pub use plan::{FaultPlan, Faults, Rate, Rule};
-pub use settings::{Duplicates, ErrorShape, Profile, SandboxSettings, Tuning};
+pub use settings::{Duplicates, ErrorShape, Profile, SandboxSettings, TlsFiles, Tuning};
 
 use server::{Port, Shared};
 
@@ -83,7 +84,7 @@ impl Sandbox {
     /// Listens at once and serves until it is stopped or dropped.
     ///
     /// # Errors
-    /// When the address cannot be bound, or the settings make no sense ([`io::ErrorKind::InvalidInput`]).
+    /// When the address cannot be bound, or the settings make no sense or their files cannot be used ([`io::ErrorKind::InvalidInput`]).
     ///
     /// # Panics
     /// Outside of a Tokio runtime.
@@ -93,7 +94,7 @@ impl Sandbox {
             .check()
             .and_then(|()| settings.faults.check())
             .map_err(|reason| io::Error::new(io::ErrorKind::InvalidInput, reason))?;
-        let shared = Arc::new(Shared::new(&settings));
+        let shared = Arc::new(Shared::new(&settings)?);
         let port = Port::open(settings.listen, Arc::clone(&shared))?;
         Ok(Self { shared, port })
     }
@@ -112,7 +113,8 @@ impl Sandbox {
                 if addr.is_ipv4() { IpAddr::V4(Ipv4Addr::LOCALHOST) } else { IpAddr::V6(Ipv6Addr::LOCALHOST) };
             addr.set_ip(loopback);
         }
-        format!("http://{addr}{path}")
+        let scheme = if self.shared.speaks_tls() { "https" } else { "http" };
+        format!("{scheme}://{addr}{path}")
     }
 
     /// The URL that every path is put behind.

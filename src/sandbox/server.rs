@@ -13,7 +13,9 @@ use std::time::{Duration, Instant};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -23,7 +25,8 @@ use super::journal::Journal;
 use super::pace::{Minute, Pace};
 use super::plan::Faults;
 use super::settings::{SandboxSettings, Tuning};
-use super::wire::{Line, Wire};
+use super::tls;
+use super::wire::{Line, Stream, Wire};
 
 /// Connections that the kernel holds for us while we are busy: more than any test or trial opens at once.
 const BACKLOG: u32 = 4096;
@@ -38,12 +41,16 @@ pub(super) struct Shared {
     pub(super) journal: Arc<Journal>,
     pub(super) pace: Mutex<Pace>,
     pub(super) minute: Mutex<Minute>,
+    /// Where the port speaks TLS.
+    tls: Option<Arc<ServerConfig>>,
     tuning: RwLock<Arc<Tuning>>,
 }
 
 impl Shared {
-    pub(super) fn new(settings: &SandboxSettings) -> Self {
-        Self {
+    /// # Errors
+    /// When the certificate or its key cannot be used.
+    pub(super) fn new(settings: &SandboxSettings) -> io::Result<Self> {
+        Ok(Self {
             started: Instant::now(),
             seed: settings.seed,
             memory: Memory::default(),
@@ -51,8 +58,13 @@ impl Shared {
             journal: Arc::new(Journal::new(settings.keep_bodies, settings.journal_limit)),
             pace: Mutex::default(),
             minute: Mutex::default(),
+            tls: settings.tls.as_ref().map(tls::config).transpose()?,
             tuning: RwLock::new(Arc::new(settings.tuning.clone())),
-        }
+        })
+    }
+
+    pub(super) fn speaks_tls(&self) -> bool {
+        self.tls.is_some()
     }
 
     /// The settings as of now. A request keeps those that it began with.
@@ -196,6 +208,16 @@ async fn serve(stream: TcpStream, shared: Arc<Shared>) {
         tracing::debug!(%error, "sandbox connection ended before it began");
         return;
     }
+    let stream = match &shared.tls {
+        None => Stream::Plain(stream),
+        Some(tls) => match TlsAcceptor::from(Arc::clone(tls)).accept(stream).await {
+            Ok(stream) => Stream::Tls(Box::new(stream)),
+            Err(error) => {
+                tracing::debug!(%error, "sandbox connection ended in the TLS handshake");
+                return;
+            }
+        },
+    };
     let line = Arc::new(Line::default());
     let wire = TokioIo::new(Wire::new(stream, Arc::clone(&line)));
     let service = service_fn(move |request| exchange::answer(Arc::clone(&shared), Arc::clone(&line), request));

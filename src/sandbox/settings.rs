@@ -4,6 +4,7 @@
 //! anew by every request and can be replaced at any moment, from Rust and over HTTP.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -22,6 +23,8 @@ pub struct SandboxSettings {
     pub keep_bodies: bool,
     /// How many requests the journal holds; beyond that the oldest go. The counts stay right.
     pub journal_limit: Option<usize>,
+    /// With what the port speaks TLS; `None`: it does not.
+    pub tls: Option<TlsFiles>,
     /// How the APIs behave.
     pub tuning: Tuning,
     /// The faults to begin with.
@@ -35,10 +38,20 @@ impl Default for SandboxSettings {
             seed: 0,
             keep_bodies: true,
             journal_limit: None,
+            tls: None,
             tuning: Tuning::default(),
             faults: FaultPlan::default(),
         }
     }
+}
+
+/// A certificate, with those that lead to its CA, and its key, as PEM (RFC 7468).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The certificates, its own first.
+    pub cert: PathBuf,
+    /// The key.
+    pub key: PathBuf,
 }
 
 /// How the APIs behave. As JSON it is the document of `GET` and `PATCH /_sandbox/settings`.

@@ -14,6 +14,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
+use tokio_rustls::server::TlsStream;
 
 use super::faults::{CutAt, DripFrom};
 
@@ -55,10 +56,26 @@ impl Line {
     }
 }
 
-/// A TCP stream that obeys its line.
+/// Below the saboteur: what breaks off, breaks off in the middle of an answer also where that is encrypted.
+#[derive(Debug)]
+pub(super) enum Stream {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl Stream {
+    fn tcp(&self) -> &TcpStream {
+        match self {
+            Self::Plain(stream) => stream,
+            Self::Tls(stream) => stream.get_ref().0,
+        }
+    }
+}
+
+/// A stream that obeys its line.
 #[derive(Debug)]
 pub(super) struct Wire {
-    stream: TcpStream,
+    stream: Stream,
     line: Arc<Line>,
     sabotage: Option<Sabotage>,
 }
@@ -73,7 +90,7 @@ enum Sabotage {
 }
 
 impl Wire {
-    pub(super) fn new(stream: TcpStream, line: Arc<Line>) -> Self {
+    pub(super) fn new(stream: Stream, line: Arc<Line>) -> Self {
         Self { stream, line, sabotage: None }
     }
 }
@@ -82,7 +99,7 @@ impl Drop for Wire {
     fn drop(&mut self) {
         if self.line.reset.load(Ordering::Acquire) {
             // With a linger time of zero, closing discards what is unsent and sends RST instead of FIN (tcp(7)).
-            if let Err(error) = self.stream.set_zero_linger() {
+            if let Err(error) = self.stream.tcp().set_zero_linger() {
                 tracing::debug!(%error, "connection could not be set to end with a reset");
             }
         }
@@ -91,7 +108,10 @@ impl Drop for Wire {
 
 impl AsyncRead for Wire {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+        match &mut self.stream {
+            Stream::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
+            Stream::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
+        }
     }
 }
 
@@ -105,7 +125,11 @@ impl AsyncWrite for Wire {
             None => buf.len(),
             Some(sabotage) => ready!(sabotage.allowed(cx, buf.len()))?,
         };
-        let written = ready!(Pin::new(&mut wire.stream).poll_write(cx, buf.get(..allowed).unwrap_or(buf)))?;
+        let buf = buf.get(..allowed).unwrap_or(buf);
+        let written = ready!(match &mut wire.stream {
+            Stream::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
+            Stream::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
+        })?;
         if let Some(sabotage) = &mut wire.sabotage {
             sabotage.wrote(written);
         }
@@ -121,19 +145,31 @@ impl AsyncWrite for Wire {
             let first = bufs.iter().find(|buf| !buf.is_empty());
             return self.poll_write(cx, first.map_or(&[], |buf| buf));
         }
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+        match &mut self.stream {
+            Stream::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Stream::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+        }
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        match &self.stream {
+            Stream::Plain(stream) => stream.is_write_vectored(),
+            Stream::Tls(stream) => stream.is_write_vectored(),
+        }
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        match &mut self.stream {
+            Stream::Plain(stream) => Pin::new(stream).poll_flush(cx),
+            Stream::Tls(stream) => Pin::new(stream).poll_flush(cx),
+        }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        match &mut self.stream {
+            Stream::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+            Stream::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
     }
 }
 

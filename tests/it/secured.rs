@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
+use leadpost::lead::LeadId;
 use leadpost::ledger::LeadState;
+use leadpost::sandbox::{CutAt, Fault, Sandbox, SandboxSettings, TlsFiles};
 
 use crate::support::authority::{Authority, ClientFiles};
 use crate::support::secured::{ROLE, Secured};
@@ -233,4 +235,47 @@ async fn the_api_and_the_token_endpoint_read_nothing_without_the_right_certifica
             assert!(!worker.stop().await.contains("zyxq"));
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sandbox_speaks_tls_with_the_certificate_that_it_is_given_and_its_faults_strike_there_too() {
+    let authority = Authority::new();
+    let issued = authority.server("127.0.0.1", (2000, 2200));
+    let put = |name: &str, pem: String| {
+        let path = authority.file().with_file_name(name);
+        std::fs::write(&path, pem).unwrap();
+        path
+    };
+    let files =
+        TlsFiles { cert: put("api.pem", issued.certificate.pem()), key: put("api.key", issued.key.serialize_pem()) };
+    let settings = || SandboxSettings { tls: Some(files.clone()), ..SandboxSettings::default() };
+    let sandbox = Sandbox::start(settings()).unwrap();
+    // Of what was taken, the status says so; without one, the lead is posted again.
+    sandbox.faults().rule("ann", Some(1), Fault::cut(CutAt::Body));
+    sandbox.faults().rule("bob", Some(1), Fault::cut(CutAt::StatusLine).before());
+    let world = World::new().await;
+    let mut environment = world.environment();
+    for (name, value) in [("REQUEST__URL", sandbox.leads_url()), ("AUTH__TOKEN_URL", sandbox.token_url())] {
+        assert!(value.starts_with("https://"), "{value}");
+        environment.push((format!("LEADPOST__DESTINATION__{name}"), value));
+    }
+    for section in ["DESTINATION__REQUEST", "DESTINATION__AUTH"] {
+        environment.extend(tls(section, Some(&authority), None));
+    }
+    let worker = Process::start(&["run"], environment);
+    worker.until_said("starting").await;
+    let (ann, bob) = (world.publish("ann").await, world.publish("bob").await);
+    world
+        .until("both are delivered", async || {
+            world.hurry().await;
+            world.number("select count(*) from leads where state = 'delivered'").await == 2
+        })
+        .await;
+    worker.stop().await;
+    let posts = |id: LeadId| sandbox.journal().posts_for(id.0).len();
+    assert_eq!((posts(ann), posts(bob)), (1, 2));
+
+    std::fs::write(&files.key, "no key").unwrap();
+    let refused = Sandbox::start(settings()).unwrap_err();
+    assert!(refused.to_string().contains("api.key"), "{refused}");
 }
