@@ -89,6 +89,10 @@ struct Args {
     #[arg(long)]
     alone: bool,
 
+    /// A leadpost to measure, instead of building one
+    #[arg(long, value_name = "FILE")]
+    program: Option<PathBuf>,
+
     /// Runs of each kind; the median is printed
     #[arg(long, default_value_t = 1)]
     runs: usize,
@@ -120,7 +124,7 @@ fn main() -> anyhow::Result<()> {
 }
 
 async fn run(args: Args) -> anyhow::Result<()> {
-    let leadpost = servers::build()?;
+    let leadpost = args.program.clone().map_or_else(servers::build, Ok)?;
     if args.tls {
         return tls::compare(&leadpost, &args).await;
     }

@@ -322,9 +322,11 @@ impl Supervisor {
             trace: header(TRACEPARENT)
                 .and_then(bytes_of)
                 .and_then(|parent| TraceContext::read(parent, header(TRACESTATE).and_then(bytes_of)).map(Arc::new)),
-            generation: self.generation.load(Ordering::Acquire),
-            epoch: self.session.epoch,
-            acker: delivery.acker,
+            receipt: Receipt {
+                generation: self.generation.load(Ordering::Acquire),
+                epoch: self.session.epoch,
+                acker: delivery.acker,
+            },
             body: delivery.data,
         }
     }

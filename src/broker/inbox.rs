@@ -36,9 +36,8 @@ pub struct Message {
     pub timestamp: Option<u64>,
     /// Where it belongs in its producer's trace, by its headers.
     pub trace: Option<Arc<TraceContext>>,
-    pub(super) generation: u64,
-    pub(super) epoch: u64,
-    pub(super) acker: Acker,
+    /// What acknowledges this message, and all that came before it on the same connection.
+    pub receipt: Receipt,
 }
 
 impl fmt::Debug for Message {
@@ -47,13 +46,6 @@ impl fmt::Debug for Message {
             .field("bytes", &self.body.len())
             .field("redelivered", &self.redelivered)
             .finish_non_exhaustive()
-    }
-}
-
-impl Message {
-    /// What acknowledges this message, and all that came before it on the same connection.
-    pub fn receipt(&self) -> Receipt {
-        Receipt { generation: self.generation, epoch: self.epoch, acker: self.acker.clone() }
     }
 }
 
@@ -200,7 +192,8 @@ impl Inbox {
 
     /// Whether a message can still be acknowledged: its connection is there, and it was not given back.
     pub fn is_fresh(&self, message: &Message) -> bool {
-        message.generation == self.generation.load(Ordering::Acquire) && message.epoch == self.wish.borrow().epoch
+        let Receipt { generation, epoch, .. } = message.receipt;
+        generation == self.generation.load(Ordering::Acquire) && epoch == self.wish.borrow().epoch
     }
 
     fn drop_stale(&self, messages: &mut Vec<Message>) {

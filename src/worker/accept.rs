@@ -57,9 +57,13 @@ impl Accept {
     pub(super) async fn accept(&self, batch: Vec<Message>, lease: Option<Duration>) -> Accepted {
         self.metrics.accept_batch.had(batch.len());
         let arrived: Vec<Arrived> = batch.iter().map(Arrived::of).collect();
-        let receipts: Vec<Receipt> = batch.iter().map(Message::receipt).collect();
-        let (arrivals, leads): (Vec<Arrival>, Vec<Option<Lead>>) =
-            batch.into_iter().map(|message| self.read(message)).unzip();
+        let (mut arrivals, mut read) = (Vec::with_capacity(batch.len()), Vec::with_capacity(batch.len()));
+        for message in batch {
+            let (arrival, lead, receipt) = self.read(message);
+            arrivals.push(arrival);
+            read.push((lead, receipt));
+        }
+        let (leads, receipts): (Vec<Option<Lead>>, Vec<Receipt>) = read.into_iter().unzip();
         let arrivals: Arc<[Arrival]> = arrivals.into();
         let mut accepted = Accepted::default();
         let began = Instant::now();
@@ -245,7 +249,7 @@ impl Accept {
     }
 
     /// Decodes and validates a message.
-    fn read(&self, message: Message) -> (Arrival, Option<Lead>) {
+    fn read(&self, message: Message) -> (Arrival, Option<Lead>, Receipt) {
         let delivered_before = i64::try_from(message.delivery_count).unwrap_or(i64::MAX);
         if delivered_before > self.metrics.max_delivery_count.get() {
             self.metrics.max_delivery_count.set(delivered_before);
@@ -259,17 +263,14 @@ impl Accept {
         let arrival = Arrival {
             id,
             body: Bytes::from(message.body),
-            message_id: message
-                .message_id
-                .filter(|id| !id.is_empty())
-                .map(|id| id.chars().filter(|c| !c.is_control()).take(MAX_MESSAGE_ID_CHARS).collect()),
+            message_id: message.message_id.filter(|id| !id.is_empty()).map(storable),
             redelivered: message.redelivered,
             replay: message.replay,
             keys: read.keys,
             violations,
             trace: message.trace,
         };
-        (arrival, lead)
+        (arrival, lead, message.receipt)
     }
 
     /// Counts a message, and says what is not a post's to say.
@@ -357,6 +358,14 @@ fn body_alone(arrival: &Arrival) -> Arrival {
     let message = "the ledger could not store the message with its properties; its body is kept";
     let violations = vec![Violation::of_message(Code::Unstorable, message)];
     Arrival { message_id: None, keys: Keys::default(), violations, ..arrival.clone() }
+}
+
+/// A message id that Postgres can store; mostly as it came.
+fn storable(id: String) -> String {
+    if id.len() <= MAX_MESSAGE_ID_CHARS && !id.contains(char::is_control) {
+        return id;
+    }
+    id.chars().filter(|c| !c.is_control()).take(MAX_MESSAGE_ID_CHARS).collect()
 }
 
 /// The last receipt of each connection: it acknowledges all before it.

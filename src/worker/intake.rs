@@ -481,7 +481,7 @@ impl Intake {
         is_probe: bool,
     ) -> Result<(), LedgerError> {
         if fault::breaks(Rule::CommitBeforeAck) {
-            batch.iter().for_each(|message| self.inbox.acknowledge(message.receipt()));
+            batch.iter().for_each(|message| self.inbox.acknowledge(message.receipt.clone()));
             tokio::time::sleep(SHORT_PAUSE).await;
         }
         let accepted = self.accept.accept(batch, Some(self.lease)).await;

@@ -541,7 +541,7 @@ async fn messages_that_were_given_back_are_not_acknowledged_by_what_comes_after_
     // Wanted again before the supervisor can have looked.
     inbox.give_back();
     inbox.want(Want::Messages);
-    inbox.acknowledge(refused[9].receipt());
+    inbox.acknowledge(refused[9].receipt.clone());
     let mut taken = Vec::new();
     while taken.len() < 20 {
         let mut more = Vec::new();
