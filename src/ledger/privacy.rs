@@ -195,7 +195,7 @@ impl Ledger {
         .await
     }
 
-    /// Erases what is personal of what was found. Waiting leads are cancelled. Repeated, it does the rest.
+    /// Erases what is personal of what was found, and is the person's still. Waiting leads are cancelled. Repeated, it does the rest.
     ///
     /// # Errors
     /// What the last transaction failed with; those before it stay done.
@@ -424,15 +424,21 @@ async fn erase(
     reason: Option<&str>,
 ) -> Result<Erased, sqlx::Error> {
     let mut erased = Erased::default();
+    // Between the search and the lock a lead may have been given to somebody else. Where there is no key, the body says whose it is now.
     let rows = sqlx::query(
-        "select id, state, lease is not null, remote_id from leads where id = any($1) and erased_at is null order by id for update",
+        "select id, state, lease is not null, remote_id, case when email_key is null then body end from leads \
+         where id = any($1) and erased_at is null and (email_key = $2 or email_key is null) order by id for update",
     )
     .bind(ids)
+    .bind(subject.key().0)
     .fetch_all(&mut *connection)
     .await?;
     let mut free: Vec<Uuid> = Vec::with_capacity(rows.len());
     for row in &rows {
         let id: Uuid = row.try_get(0)?;
+        if row.try_get::<Option<Vec<u8>>, _>(4)?.is_some_and(|body| !subject.owns(&body)) {
+            continue;
+        }
         if row.try_get(2)? {
             erased.posting.push(LeadId(id));
         } else {

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use leadpost::lead::LeadId;
-use leadpost::ledger::{Doubts, LeadState, Subject};
+use leadpost::lead::{Keys, LeadId};
+use leadpost::ledger::{Doubts, Edit, Edited, LeadState, OnLock, Subject};
 use leadpost::sandbox::{Fault, StatusAnswer};
 use uuid::Uuid;
 
-use crate::support::scene::{LEASE, put};
+use crate::support::scene::{LEASE, accept, arrival, leased, put, settlement};
 use crate::support::{Message, World};
 
 const ADDRESS: &str = "ann@example.com";
@@ -143,8 +143,8 @@ async fn a_lead_that_is_being_posted_is_erased_when_that_has_ended() {
             world.number("select count(*) from pg_stat_activity where application_name like 'leadpost erase' and datname = current_database()").await > 0
         })
         .await;
-    let settlement = crate::support::scene::settlement(&claimed[0].leased, LeadState::Delivered);
-    world.ledger.settle([settlement].into(), false, leadpost::ledger::OnLock::Wait).await.unwrap();
+    let settlement = settlement(&claimed[0].leased, LeadState::Delivered);
+    world.ledger.settle([settlement].into(), false, OnLock::Wait).await.unwrap();
     let erased = erasing.await.unwrap();
     assert!(erased.code == Some(0) && erased.stdout.contains("personal of 1 leads"), "{erased:?}");
     assert_eq!((world.state(id).await, traces(&world, ADDRESS).await), (Some(LeadState::Delivered), 0));
@@ -243,21 +243,67 @@ async fn those_whose_address_is_like_another_or_is_mentioned_by_others_keep_thei
     assert_eq!(found.leads, [jurgen], "letters beyond ASCII are found, too");
 }
 
+/// Corrects a lead, and with that perhaps whose it is.
+async fn give(world: &World, id: LeadId, before: &str, after: &str) {
+    let edit = Edit {
+        id,
+        before: before.as_bytes().to_owned(),
+        after: after.as_bytes().to_owned(),
+        keys: Keys::of_body(after.as_bytes()),
+        include_delivered: true,
+        by: "carla".to_owned(),
+        reason: Some("ann@example.com was wrong".to_owned()),
+    };
+    assert_eq!(world.ledger.edit(edit).await.unwrap(), Edited::Done);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lead_that_is_given_to_somebody_else_after_it_was_found_is_not_erased() {
+    let world = World::new().await;
+    let (ann, bob) = (World::lead("ann"), World::lead("bob"));
+    let (keyless, bobs_keyless) = (r#"{"contact":"ann@example.com"}"#, r#"{"contact":"bob@example.com"}"#);
+    let mut ids = Vec::new();
+    for body in [&*ann, &ann, keyless, keyless, &ann, &ann, keyless] {
+        let id = LeadId(Uuid::new_v4());
+        put(&world.ledger, id, body, LeadState::Rejected).await;
+        ids.push(id);
+    }
+    let [by_key, by_key_to_none, by_text, by_text_to_none, by_message, hers, hers_by_text] = ids[..] else { panic!() };
+    let subject = Subject::of(ADDRESS).unwrap();
+    let found = world.ledger.find_person(&subject).await.unwrap();
+    assert_eq!(found.leads.len(), ids.len());
+
+    give(&world, by_key, &ann, &bob).await;
+    give(&world, by_key_to_none, &ann, bobs_keyless).await;
+    give(&world, by_text, keyless, &bob).await;
+    give(&world, by_text_to_none, keyless, bobs_keyless).await;
+    // Its producer publishes it anew, under the same id.
+    let fates = accept(&world.ledger, &[arrival(by_message, &bob)], Uuid::new_v4()).await;
+    assert_eq!(leased(&fates).len(), 1, "{fates:?}");
+    let settlement = settlement(&leased(&fates)[0], LeadState::Rejected);
+    world.ledger.settle([settlement].into(), false, OnLock::Wait).await.unwrap();
+    // Corrected, and still hers.
+    give(&world, hers, &ann, &ann.replace("61", "62")).await;
+
+    let erased = world.ledger.erase(&subject, &found, "carla", None).await.unwrap();
+    assert_eq!((erased.count(), &erased.posting[..]), (2, &[][..]), "{erased:?}");
+    for (id, body) in [(by_key, &*bob), (by_key_to_none, bobs_keyless), (by_text, &bob), (by_message, &bob)] {
+        assert_eq!(world.ledger.body(id).await.unwrap().unwrap(), body.as_bytes());
+    }
+    assert_eq!(world.ledger.body(by_text_to_none).await.unwrap().unwrap(), bobs_keyless.as_bytes());
+    for id in [hers, hers_by_text] {
+        assert!(world.show(id).await.erased_at.is_some());
+    }
+    let left = world.ledger.find_person(&subject).await.unwrap();
+    assert!(left.leads.is_empty() && left.former.contains(&by_key), "what it was before is hers still: {left:?}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_corrected_lead_was_before_is_found_and_erased_and_what_it_is_stays() {
     let world = World::new().await;
     let id = world.put("ann", LeadState::Rejected).await;
     let (ann, bob) = (World::lead("ann"), World::lead("bob"));
-    let edit = leadpost::ledger::Edit {
-        id,
-        before: ann.clone().into_bytes(),
-        after: bob.clone().into_bytes(),
-        keys: leadpost::lead::Keys::of_body(bob.as_bytes()),
-        include_delivered: false,
-        by: "carla".to_owned(),
-        reason: Some("ann@example.com was wrong".to_owned()),
-    };
-    world.ledger.edit(edit).await.unwrap();
+    give(&world, id, &ann, &bob).await;
     let export = world.leadpost(&["export", "--email", ADDRESS]).await.json();
     assert_eq!(export["leads"][0]["former_bodies"], serde_json::json!([ann]), "{export}");
     assert!(export["leads"][0]["body"].is_null(), "Bob's is not Ann's to see: {export}");
