@@ -38,7 +38,9 @@ use crate::ledger::{Ledger, LedgerError};
 use crate::lifecycle::Shutdown;
 use crate::telemetry;
 use crate::worker::StartError;
-use output::{Output, OutputError, ago, is_confirmed, print, print_bytes, print_json, say, table, who};
+use output::{
+    Output, OutputError, ago, is_confirmed, moment, print, print_bytes, print_json, quoted, say, table, who,
+};
 
 /// How a command ended, as its exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

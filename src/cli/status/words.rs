@@ -2,15 +2,13 @@
 
 use serde_json::Value;
 
-use super::super::ago;
+use super::super::{ago, moment};
 use super::snapshot::{Drain, Lately, Snapshot};
 use crate::ledger::{LeadState, Status, WorkerRecord};
 
 /// The same, with the time in front.
 pub(super) fn block_at(snapshot: &Snapshot) -> Vec<String> {
-    let at = snapshot.at;
-    let moment = format!("{} {:02}:{:02}:{:02}Z", at.date(), at.hour(), at.minute(), at.second());
-    std::iter::once(moment).chain(block(snapshot)).collect()
+    std::iter::once(moment(snapshot.at)).chain(block(snapshot)).collect()
 }
 
 /// All of it, line by line.
