@@ -12,6 +12,7 @@ mod config;
 mod failures;
 mod filter;
 mod healthcheck;
+mod hold;
 mod leads;
 mod man;
 mod migrate;
@@ -113,6 +114,8 @@ enum Command {
     Requeue(act::RequeueArgs),
     Cancel(act::CancelArgs),
     Release(act::ReleaseArgs),
+    #[command(subcommand)]
+    Hold(hold::HoldCommand),
     Erase(privacy::EraseArgs),
     Export(privacy::ExportArgs),
     Redact(privacy::RedactArgs),
@@ -207,6 +210,7 @@ impl Cli {
             Command::Requeue(args) => act::requeue(args, &source).await,
             Command::Cancel(args) => act::cancel(args, &source).await,
             Command::Release(args) => act::release(args, &source).await,
+            Command::Hold(command) => hold::run(command, &source).await,
             Command::Erase(args) => privacy::erase(args, &source).await,
             Command::Export(args) => privacy::export(args, &source).await,
             Command::Redact(args) => privacy::redact(args, &source).await,

@@ -27,9 +27,11 @@
 mod accept;
 mod act;
 mod aside;
+mod audit;
 mod claim;
 mod edit;
 mod find;
+mod hold;
 mod identity;
 mod inspect;
 mod levels;
@@ -53,9 +55,11 @@ use sqlx::migrate::{MigrateError, Migration};
 use sqlx::postgres::PgPoolOptions;
 
 pub use act::{Act, Acted, Action, Named};
+pub use audit::{Audited, HOLD_LIFT};
 pub use claim::Expired;
 pub use edit::{Edit, Edited};
 pub use find::{Filter, Order, Place, When};
+pub use hold::{Hastened, Held, Hold, Lifted};
 pub use inspect::{Inspection, Refusal, Server, Tables};
 pub use levels::Levels;
 pub use list::{Group, Listed, Page};

@@ -174,8 +174,8 @@ impl World {
         assert!(tokio::time::timeout(DEADLINE, holding).await.is_ok(), "waited in vain until {what}");
     }
 
-    /// Moves the ledger's time: everything that is due in `by` or less is due now, every lead is so much older, and so much of a hold is over (workers that run keep
-    /// their own clocks).
+    /// Moves the ledger's time: everything that is due in `by` or less is due now, every lead is so much older, and so much of a hold is over (workers that run
+    /// learn that by their next heartbeat).
     pub async fn pass(&self, by: Duration) {
         let sql = "update leads set next_attempt_at = next_attempt_at - $1 * interval '1 second', \
                    budget_from = budget_from - $1 * interval '1 second'";
