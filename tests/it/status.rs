@@ -92,6 +92,37 @@ async fn a_worker_says_how_much_it_does_and_how_long_posts_take() {
         assert!(text.contains(part), "{part:?} is not in {text}");
     }
     worker.stop().await;
+#[tokio::test(flavor = "multi_thread")]
+async fn where_not_all_warnings_and_messages_set_aside_are_counted_it_says_so_and_else_it_does_not() {
+    let world = World::new().await;
+    let add = async |n: i64| {
+        let destination = world.settings.destination.name();
+        let leads = format!(
+            "insert into leads (id, destination, queue, body, state, finished_at, warning) \
+             select gen_random_uuid(), '{destination}', 'q', '{{}}', 'delivered', now(), 'put' from generate_series(1, {n})"
+        );
+        let aside = format!(
+            "insert into aside (destination, queue, lead_id, body, redelivered, replay) \
+             select '{destination}', 'q', gen_random_uuid(), '{{}}', false, false from generate_series(1, {n})"
+        );
+        world.execute(&leads).await;
+        world.execute(&aside).await;
+    };
+    for (more, is_less) in [(10_000, false), (1, true)] {
+        add(more).await;
+        let said = status(&world).await;
+        let ledger = &said["ledger"];
+        for name in ["warnings", "aside"] {
+            let at_least = &ledger[format!("{name}_at_least")];
+            assert_eq!((&ledger[name], at_least), (&10_000.into(), &is_less.into()), "{name}: {said}");
+        }
+        let words = text(&world).await;
+        for part in ["10000 messages are set aside", "10000 delivered leads which"] {
+            assert!(words.contains(part) && words.contains(&format!("at least {part}")) == is_less, "{part}: {words}");
+        }
+    }
+}
+
     world.check_books().await;
 }
 

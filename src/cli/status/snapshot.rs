@@ -272,7 +272,9 @@ mod tests {
                 first,
             },
             warnings: 0,
+            warnings_at_least: false,
             aside: 0,
+            aside_at_least: false,
             held_s,
             last_delivery_s: None,
         }
