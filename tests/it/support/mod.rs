@@ -14,6 +14,7 @@ mod raw;
 pub mod scene;
 pub mod secured;
 pub mod servers;
+mod terminal;
 pub mod tls;
 pub mod wire;
 
@@ -38,6 +39,7 @@ use database::Database;
 pub use database::database_url;
 pub use process::{Process, Usage, get, get_as, run};
 
+pub use terminal::Terminal;
 /// Nothing in these tests takes longer unless it is broken.
 pub const DEADLINE: Duration = Duration::from_secs(30);
 
