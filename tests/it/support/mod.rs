@@ -17,6 +17,7 @@ pub mod servers;
 mod terminal;
 pub mod tls;
 pub mod wire;
+pub mod yaml;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,8 +39,8 @@ pub use broker::{Message, amqp_url};
 use database::Database;
 pub use database::database_url;
 pub use process::{Process, Usage, get, get_as, run};
-
 pub use terminal::Terminal;
+
 /// Nothing in these tests takes longer unless it is broken.
 pub const DEADLINE: Duration = Duration::from_secs(30);
 
