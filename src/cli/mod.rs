@@ -6,6 +6,7 @@
 //! - Exit codes: [`Exit`].
 
 mod act;
+mod audit;
 mod check;
 mod completions;
 mod config;
@@ -39,9 +40,7 @@ use crate::ledger::{Ledger, LedgerError};
 use crate::lifecycle::Shutdown;
 use crate::telemetry;
 use crate::worker::StartError;
-use output::{
-    Output, OutputError, ago, is_confirmed, moment, print, print_bytes, print_json, quoted, say, table, who,
-};
+use output::{Output, OutputError, ago, is_confirmed, moment, print, print_bytes, print_json, quoted, say, table, who};
 
 /// How a command ended, as its exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -119,6 +118,7 @@ enum Command {
     Erase(privacy::EraseArgs),
     Export(privacy::ExportArgs),
     Redact(privacy::RedactArgs),
+    Audit(audit::AuditArgs),
     Verify(verify::VerifyArgs),
     Migrate(migrate::MigrateArgs),
     #[command(subcommand)]
@@ -214,6 +214,7 @@ impl Cli {
             Command::Erase(args) => privacy::erase(args, &source).await,
             Command::Export(args) => privacy::export(args, &source).await,
             Command::Redact(args) => privacy::redact(args, &source).await,
+            Command::Audit(args) => audit::run(&args, &source).await,
             Command::Verify(args) => verify::run(args, &source).await,
             Command::Migrate(args) => migrate::run(args, &source).await,
             Command::Topology(command) => topology::run(command, &source).await,

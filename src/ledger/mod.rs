@@ -39,6 +39,7 @@ mod list;
 mod model;
 mod pool;
 mod privacy;
+mod redact;
 mod remove;
 mod settle;
 mod status;
@@ -67,7 +68,8 @@ pub use model::{
     Arrival, Attempt, Claimed, Doubts, End, Fate, LeadState, Leased, Next, OnLock, Origin, Receipt, RequestKind,
     Settlement,
 };
-pub use privacy::{Collected, Erased, Found, Redacted, Subject};
+pub use privacy::{Collected, Erased, Found, Subject};
+pub use redact::Redacted;
 pub use settle::Settled;
 pub use status::{FirstInLine, Status, Waiting};
 pub use story::{AttemptRecord, InterventionRecord, LeadRecord, ReplayRecord};
