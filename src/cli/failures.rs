@@ -6,7 +6,7 @@ use time::OffsetDateTime;
 
 use super::filter::FilterArgs;
 use super::leads::Reveal;
-use super::{Exit, Output, ago, ledger, print, print_json, say};
+use super::{Exit, Output, ago, ledger, print, print_json, quoted, say};
 use crate::config::Source;
 use crate::lead::{LeadId, Person};
 use crate::ledger::{Group, LeadState};
@@ -113,26 +113,4 @@ fn command(group: &Group, asked: &FilterArgs) -> String {
     }
     words.extend(asked.rest().iter().map(|word| quoted(word)));
     words.join(" ")
-}
-
-/// As a shell reads it.
-fn quoted(text: &str) -> String {
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || "_-.:/,".contains(c);
-    if !text.is_empty() && text.chars().all(is_plain) {
-        text.to_owned()
-    } else {
-        format!("'{}'", text.replace('\'', r"'\''"))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_shell_reads_what_was_meant() {
-        assert_eq!(quoted("http_422"), "http_422");
-        assert_eq!(quoted("it's \"…\" $HOME"), r#"'it'\''s "…" $HOME'"#);
-        assert_eq!(quoted(""), "''");
-    }
 }

@@ -6,12 +6,14 @@
 //! - Exit codes: [`Exit`].
 
 mod act;
+mod audit;
 mod check;
 mod completions;
 mod config;
 mod failures;
 mod filter;
 mod healthcheck;
+mod hold;
 mod leads;
 mod man;
 mod migrate;
@@ -38,7 +40,7 @@ use crate::ledger::{Ledger, LedgerError};
 use crate::lifecycle::Shutdown;
 use crate::telemetry;
 use crate::worker::StartError;
-use output::{Output, OutputError, ago, is_confirmed, print, print_bytes, print_json, say, table, who};
+use output::{Output, OutputError, ago, is_confirmed, moment, print, print_bytes, print_json, quoted, say, table, who};
 
 /// How a command ended, as its exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -111,9 +113,12 @@ enum Command {
     Requeue(act::RequeueArgs),
     Cancel(act::CancelArgs),
     Release(act::ReleaseArgs),
+    #[command(subcommand)]
+    Hold(hold::HoldCommand),
     Erase(privacy::EraseArgs),
     Export(privacy::ExportArgs),
     Redact(privacy::RedactArgs),
+    Audit(audit::AuditArgs),
     Verify(verify::VerifyArgs),
     Migrate(migrate::MigrateArgs),
     #[command(subcommand)]
@@ -205,9 +210,11 @@ impl Cli {
             Command::Requeue(args) => act::requeue(args, &source).await,
             Command::Cancel(args) => act::cancel(args, &source).await,
             Command::Release(args) => act::release(args, &source).await,
+            Command::Hold(command) => hold::run(command, &source).await,
             Command::Erase(args) => privacy::erase(args, &source).await,
             Command::Export(args) => privacy::export(args, &source).await,
             Command::Redact(args) => privacy::redact(args, &source).await,
+            Command::Audit(args) => audit::run(&args, &source).await,
             Command::Verify(args) => verify::run(args, &source).await,
             Command::Migrate(args) => migrate::run(args, &source).await,
             Command::Topology(command) => topology::run(command, &source).await,

@@ -3,6 +3,7 @@
 use std::io::{BufRead as _, IsTerminal as _, Write as _};
 
 use clap::ValueEnum;
+use time::{OffsetDateTime, UtcOffset};
 
 /// How results are printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -98,6 +99,22 @@ pub(super) fn who() -> String {
     user.unwrap_or_else(|| named("HOSTNAME").map_or_else(|| "unknown".to_owned(), |host| format!("somebody on {host}")))
 }
 
+/// A time, to the second.
+pub(super) fn moment(at: OffsetDateTime) -> String {
+    let at = at.to_offset(UtcOffset::UTC);
+    format!("{} {:02}:{:02}:{:02}Z", at.date(), at.hour(), at.minute(), at.second())
+}
+
+/// As a shell reads it.
+pub(super) fn quoted(text: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "_-.:/,".contains(c);
+    if !text.is_empty() && text.chars().all(is_plain) {
+        text.to_owned()
+    } else {
+        format!("'{}'", text.replace('\'', r"'\''"))
+    }
+}
+
 /// Seconds as people say them.
 pub(super) fn ago(seconds: f64) -> String {
     let seconds = seconds.max(0.0);
@@ -118,5 +135,12 @@ mod tests {
     fn durations_are_said_as_people_say_them() {
         let said = [0.25, 5.0, 300.0, 9000.0, 500_000.0].map(ago);
         assert_eq!(said, ["250 ms", "5 s", "5 min", "2.5 h", "5.8 days"]);
+    }
+
+    #[test]
+    fn a_shell_reads_what_was_meant() {
+        assert_eq!(quoted("http_422"), "http_422");
+        assert_eq!(quoted("it's \"…\" $HOME"), r#"'it'\''s "…" $HOME'"#);
+        assert_eq!(quoted(""), "''");
     }
 }

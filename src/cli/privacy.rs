@@ -70,7 +70,8 @@ pub(super) struct ExportArgs {
 
 /// Redact what the API answered to old attempts of this destination: it may quote persons
 ///
-/// Statuses, codes, times and outcomes stay. Asks first, or needs --yes. retention.answers_days has the worker do it by itself.
+/// Statuses, codes, times and outcomes stay. Asks first, or needs --yes. It is put on record, which leadpost audit shows.
+/// retention.answers_days has the worker do it by itself.
 ///
 /// Example: leadpost redact --older-than 30d --yes
 #[derive(Debug, clap::Args)]
@@ -78,6 +79,10 @@ pub(super) struct RedactArgs {
     /// Attempts that began longer ago than that, such as 30d
     #[arg(long, value_name = "TIME", value_parser = duration)]
     older_than: Duration,
+
+    /// Why; kept with your name and the time
+    #[arg(long, value_name = "TEXT")]
+    reason: Option<String>,
 
     /// Only say how many there are
     #[arg(long)]
@@ -213,8 +218,9 @@ pub(super) async fn redact(args: RedactArgs, source: &Source) -> anyhow::Result<
         say("nothing was redacted");
         return Ok(Exit::No);
     }
+    let record = ledger.begin_redaction(args.older_than, &who(), args.reason.as_deref()).await?;
     loop {
-        let (n, next) = ledger.redact(args.older_than, after, BATCH).await?;
+        let (n, next) = ledger.redact(args.older_than, after, BATCH, Some(record)).await?;
         redacted += n;
         if next.is_none() {
             break;

@@ -12,9 +12,10 @@
 //! - What is needed to send is reserved before a message is taken, so that an accepted lead is sent at once and the backlog stays
 //!   in RabbitMQ, where people watch it.
 //! - A post that is not admitted any more is not made: its lead is handed back, uncharged.
-//! - [`circuit`], [`limit`], [`rate`] and [`share`] are pure: time enters as an argument.
+//! - [`circuit`], [`hold`], [`limit`], [`rate`] and [`share`] are pure: time enters as an argument.
 
 mod circuit;
+mod hold;
 mod limit;
 mod places;
 mod rate;
@@ -36,11 +37,15 @@ use crate::config::{self, Settings};
 use crate::lead::LeadId;
 use crate::reason::Reason;
 use circuit::Circuit;
+use hold::Holds;
 use limit::Limit;
 use share::Share;
 
 /// What a hold is, in words.
-pub const HELD: &str = "the destination asked to be left alone (Retry-After)";
+const HELD: &str = "the destination asked to be left alone (Retry-After)";
+
+/// A hold that ends by so much sooner was lifted. Less is the difference of two clocks.
+const LIFTED: Duration = Duration::from_secs(1);
 
 /// How long a post takes as long as none was answered, and of how many the average is.
 const POST_TAKES: Duration = Duration::from_millis(100);
@@ -66,9 +71,7 @@ struct Gate {
     share: Option<Share>,
     /// How long a post has taken lately.
     post_takes: Duration,
-    hold: Option<(Instant, Reason)>,
-    /// The end of a hold that the lead API told us of and other workers do not know yet.
-    unshared: Option<Instant>,
+    holds: Holds,
 }
 
 /// What the next lead may do.
@@ -117,8 +120,7 @@ impl Flow {
                 limit,
                 share: (flow.rate_per_s > 0.0).then(|| Share::new(flow.rate_per_s, Instant::now())),
                 post_takes: POST_TAKES,
-                hold: None,
-                unshared: None,
+                holds: Holds::default(),
             }),
             changed: Notify::new(),
             news: Notify::new(),
@@ -127,8 +129,8 @@ impl Flow {
 
     /// What the next lead may do.
     pub fn admission(&self, now: Instant) -> Admission {
-        let mut gate = self.lock();
-        if let Some(until) = gate.held(now) {
+        let gate = self.lock();
+        if let Some(until) = gate.holds.end(now) {
             return Admission::Wait(until);
         }
         gate.circuit.admission(now)
@@ -136,8 +138,8 @@ impl Flow {
 
     /// Whether a post may still begin; if not, how long to keep away, and why.
     pub fn may_post(&self, is_probe: bool, now: Instant) -> Result<(), (Duration, Reason)> {
-        let mut gate = self.lock();
-        if let Some(until) = gate.held(now) {
+        let gate = self.lock();
+        if let Some(until) = gate.holds.end(now) {
             return Err((until - now, Reason::new("held", HELD)));
         }
         if is_probe || gate.circuit.is_closed() {
@@ -203,37 +205,43 @@ impl Flow {
         (self.window.size().saturating_sub(self.slots.size()) / 2).max(1)
     }
 
-    /// Holds the whole destination back.
-    pub fn hold(&self, wait: Duration, reason: &Reason, now: Instant) {
-        let mut gate = self.lock();
-        let until = now + wait;
-        if wait > Duration::ZERO && gate.hold.as_ref().is_none_or(|(held, _)| *held < until) {
-            gate.hold = Some((until, reason.clone()));
-            drop(gate);
-            self.changed.notify_one();
-        }
-    }
-
     /// Holds the whole destination back because the lead API said so, which other workers have to know.
-    pub fn hold_all(&self, wait: Duration, reason: &Reason, now: Instant) {
-        self.hold(wait, reason, now);
-        let mut gate = self.lock();
-        gate.unshared = gate.unshared.max(Some(now + wait));
-        drop(gate);
+    pub fn hold(&self, wait: Duration, now: Instant) {
+        self.change_holds(now, |holds| holds.tell(now + wait));
         self.news.notify_one();
     }
 
-    /// What other workers have to know: for how long the lead API wants to be left alone. Told once.
-    pub fn hold_to_share(&self, now: Instant) -> Option<Duration> {
-        self.lock().unshared.map(|until| until.saturating_duration_since(now)).filter(|wait| !wait.is_zero())
+    /// Holds this worker back because the token endpoint said so.
+    pub fn hold_alone(&self, wait: Duration, now: Instant) {
+        self.change_holds(now, |holds| holds.tell_own(now + wait));
     }
 
-    /// They know of a hold up to then; one that was told meanwhile and ends later is still to be shared.
-    pub fn hold_is_shared(&self, until: Instant) {
+    /// A heartbeat begins: for how long the lead API wants to be left alone, which the ledger does not know yet.
+    pub fn hold_to_share(&self, now: Instant) -> Option<Duration> {
+        self.lock().holds.share(now)
+    }
+
+    /// That heartbeat was written.
+    pub fn hold_is_shared(&self) {
+        self.lock().holds.is_shared();
+    }
+
+    /// For how long the destination is to be left alone, as the ledger has it, which was asked at `asked_at`. Whether that is less than was known:
+    /// somebody has lifted a hold.
+    pub fn hold_seen(&self, hold: Option<Duration>, asked_at: Instant, now: Instant) -> bool {
+        self.change_holds(now, |holds| holds.seen(hold, asked_at, now)) > LIFTED
+    }
+
+    fn change_holds<T>(&self, now: Instant, change: impl FnOnce(&mut Holds) -> T) -> T {
         let mut gate = self.lock();
-        if gate.unshared.is_some_and(|unshared| unshared <= until) {
-            gate.unshared = None;
+        let before = gate.holds.end(now);
+        let result = change(&mut gate.holds);
+        let is_other = gate.holds.end(now) != before;
+        drop(gate);
+        if is_other {
+            self.changed.notify_one();
         }
+        result
     }
 
     /// Waits for what others should know at once: a hold has begun, the circuit has opened or closed.
@@ -287,8 +295,8 @@ impl Flow {
 
     /// Flow control in words and numbers.
     pub fn status(&self, now: Instant) -> FlowStatus {
-        let mut gate = self.lock();
-        let hold_s = gate.held(now).map(|until| (until - now).as_secs_f64());
+        let gate = self.lock();
+        let hold_s = gate.holds.end(now).map(|until| (until - now).as_secs_f64());
         FlowStatus {
             circuit: gate.circuit.state(),
             cause: gate.circuit.cause().map(|cause| cause.text.clone()),
@@ -302,14 +310,5 @@ impl Flow {
     fn lock(&self) -> MutexGuard<'_, Gate> {
         // No code that holds the lock can panic half-way through a change.
         self.gate.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Gate {
-    fn held(&mut self, now: Instant) -> Option<Instant> {
-        if self.hold.as_ref().is_some_and(|(until, _)| *until <= now) {
-            self.hold = None;
-        }
-        self.hold.as_ref().map(|(until, _)| *until)
     }
 }

@@ -27,9 +27,11 @@
 mod accept;
 mod act;
 mod aside;
+mod audit;
 mod claim;
 mod edit;
 mod find;
+mod hold;
 mod identity;
 mod inspect;
 mod levels;
@@ -37,6 +39,7 @@ mod list;
 mod model;
 mod pool;
 mod privacy;
+mod redact;
 mod remove;
 mod settle;
 mod status;
@@ -53,9 +56,11 @@ use sqlx::migrate::{MigrateError, Migration};
 use sqlx::postgres::PgPoolOptions;
 
 pub use act::{Act, Acted, Action, Named};
+pub use audit::{Audited, HOLD_LIFT};
 pub use claim::Expired;
 pub use edit::{Edit, Edited};
 pub use find::{Filter, Order, Place, When};
+pub use hold::{Hastened, Held, Hold, Lifted};
 pub use inspect::{Inspection, Refusal, Server, Tables};
 pub use levels::Levels;
 pub use list::{Group, Listed, Page};
@@ -63,7 +68,8 @@ pub use model::{
     Arrival, Attempt, Claimed, Doubts, End, Fate, LeadState, Leased, Next, OnLock, Origin, Receipt, RequestKind,
     Settlement,
 };
-pub use privacy::{Collected, Erased, Found, Redacted, Subject};
+pub use privacy::{Collected, Erased, Found, Subject};
+pub use redact::Redacted;
 pub use settle::Settled;
 pub use status::{FirstInLine, Status, Waiting};
 pub use story::{AttemptRecord, InterventionRecord, LeadRecord, ReplayRecord};

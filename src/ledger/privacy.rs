@@ -1,4 +1,4 @@
-//! What is known of a person: found, collected, erased; and old answers, which may quote persons, redacted.
+//! What is known of a person: found, collected, erased.
 //!
 //! ```text
 //!   address ──key──> leads, ended or pending; former bodies of corrected ones
@@ -6,17 +6,15 @@
 //! ```
 //!
 //! # Rules
-//! - A person asks for everything, so everything but redaction is about every destination of the ledger.
+//! - A person asks for everything, so everything is about every destination of the ledger.
 //! - Whose a body is, its `email` says. Only where none can be read, the address has to stand in it as a word of its own: `ann@` is not in `joann@`.
 //! - What was acknowledged stays on record: of an erased lead the row, of an erased message that was set aside its id, on the receipt.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use serde::Serialize;
 use sqlx::{PgConnection, Row as _};
-use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::story::{LeadRecord, show};
@@ -170,17 +168,6 @@ pub struct Record {
     pub former_bodies: Vec<String>,
 }
 
-/// How far old answers are redacted: the last attempt that was looked at.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Redacted {
-    /// When it began.
-    pub at: OffsetDateTime,
-    /// Of which lead.
-    pub lead: LeadId,
-    /// Its number.
-    pub number: i32,
-}
-
 impl Ledger {
     /// What there is of this person, in all destinations.
     ///
@@ -195,7 +182,7 @@ impl Ledger {
         .await
     }
 
-    /// Erases what is personal of what was found. Waiting leads are cancelled. Repeated, it does the rest.
+    /// Erases what is personal of what was found, and is the person's still. Waiting leads are cancelled. Repeated, it does the rest.
     ///
     /// # Errors
     /// What the last transaction failed with; those before it stay done.
@@ -317,82 +304,6 @@ impl Ledger {
             })
             .await
     }
-
-    /// Redacts what the API answered to up to `limit` attempts of this destination that are older than that, from the one after `after` on, the
-    /// oldest first; and what of it a lead that ended so repeats. Says how many there were, and where to go on; `None`: that was the last.
-    ///
-    /// # Errors
-    /// That nothing was redacted, or that nobody knows.
-    pub async fn redact(
-        &self,
-        older_than: Duration,
-        after: Option<Redacted>,
-        limit: usize,
-    ) -> Result<(u64, Option<Redacted>), LedgerError> {
-        let ledger = self.clone();
-        self.pool
-            .run("redact old answers", move |pool| {
-                let ledger = ledger.clone();
-                async move {
-                    let mut transaction = pool.begin().await?;
-                    let rows = sqlx::query(
-                        "with old as ( \
-                             select a.lead_id, a.number, a.started_at from attempts a join leads l on l.id = a.lead_id \
-                             where l.destination = $4 and a.answer is not null and a.started_at < now() - $1 * interval '1 second' \
-                                 and ($2::timestamptz is null or (a.started_at, a.lead_id, a.number) > ($2, $3, $5)) \
-                             order by a.started_at, a.lead_id, a.number limit $6 for update of a skip locked \
-                         ), leads_too as ( \
-                             update leads l set reason = split_part(l.reason, ': ', 1) || ' (redacted)' from old \
-                             where l.id = old.lead_id and l.attempts = old.number and l.state <> 'pending' \
-                                 and l.lease is null and position(': ' in l.reason) > 0 \
-                         ) \
-                         update attempts a set answer = null, reason = null from old \
-                         where a.lead_id = old.lead_id and a.number = old.number \
-                         returning a.started_at, a.lead_id, a.number",
-                    )
-                    .bind(older_than.as_secs_f64())
-                    .bind(after.map(|after| after.at))
-                    .bind(after.map(|after| after.lead.0))
-                    .bind(&*ledger.destination)
-                    .bind(after.map(|after| after.number))
-                    .bind(i64::try_from(limit).unwrap_or(i64::MAX))
-                    .fetch_all(&mut *transaction)
-                    .await?;
-                    transaction.commit().await?;
-                    let mut last = None;
-                    for row in &rows {
-                        let place: (OffsetDateTime, Uuid, i32) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
-                        last = last.max(Some(place));
-                    }
-                    let last = last.map(|(at, lead, number)| Redacted { at, lead: LeadId(lead), number });
-                    Ok((rows.len() as u64, last.filter(|_| rows.len() >= limit)))
-                }
-            })
-            .await
-    }
-
-    /// How many attempts [`Ledger::redact`] would redact.
-    ///
-    /// # Errors
-    /// That the ledger cannot be read.
-    pub async fn redactable(&self, older_than: Duration) -> Result<u64, LedgerError> {
-        let ledger = self.clone();
-        self.read_long("count old answers", move |connection| {
-            let ledger = ledger.clone();
-            Box::pin(async move {
-                let count: i64 = sqlx::query_scalar(
-                    "select count(*) from attempts a join leads l on l.id = a.lead_id \
-                     where l.destination = $1 and a.answer is not null and a.started_at < now() - $2 * interval '1 second'",
-                )
-                .bind(ledger.destination.to_string())
-                .bind(older_than.as_secs_f64())
-                .fetch_one(connection)
-                .await?;
-                Ok(u64::try_from(count).unwrap_or(0))
-            })
-        })
-        .await
-    }
 }
 
 async fn find(connection: &mut PgConnection, subject: &Subject) -> Result<Found, sqlx::Error> {
@@ -424,15 +335,21 @@ async fn erase(
     reason: Option<&str>,
 ) -> Result<Erased, sqlx::Error> {
     let mut erased = Erased::default();
+    // Between the search and the lock a lead may have been given to somebody else. Where there is no key, the body says whose it is now.
     let rows = sqlx::query(
-        "select id, state, lease is not null, remote_id from leads where id = any($1) and erased_at is null order by id for update",
+        "select id, state, lease is not null, remote_id, case when email_key is null then body end from leads \
+         where id = any($1) and erased_at is null and (email_key = $2 or email_key is null) order by id for update",
     )
     .bind(ids)
+    .bind(subject.key().0)
     .fetch_all(&mut *connection)
     .await?;
     let mut free: Vec<Uuid> = Vec::with_capacity(rows.len());
     for row in &rows {
         let id: Uuid = row.try_get(0)?;
+        if row.try_get::<Option<Vec<u8>>, _>(4)?.is_some_and(|body| !subject.owns(&body)) {
+            continue;
+        }
         if row.try_get(2)? {
             erased.posting.push(LeadId(id));
         } else {
@@ -505,10 +422,12 @@ async fn erase_rest(connection: &mut PgConnection, found: &Found, subject: &Subj
         .fetch_all(&mut *connection)
         .await?;
     erased.aside = gone.into_iter().map(LeadId).collect();
-    sqlx::query("update disclosures set reason = null where position($1 in lower(reason)) > 0")
-        .bind(&*subject.address)
-        .execute(connection)
-        .await?;
+    for table in ["update disclosures", "update decisions"] {
+        sqlx::query(sqlx::AssertSqlSafe(format!("{table} set reason = null where position($1 in lower(reason)) > 0")))
+            .bind(&*subject.address)
+            .execute(&mut *connection)
+            .await?;
+    }
     Ok(erased)
 }
 

@@ -9,11 +9,13 @@ use super::model::LeadState;
 use super::{Ledger, LedgerError};
 use crate::lead::LeadId;
 
-/// So many leads that are due, and so many that will be, are counted one by one; and of so many the reasons are.
+/// So many leads that are due, and so many that will be, are counted one by one.
 const LOOKED_AT: i64 = 5_000;
 
 /// More warnings, and more messages that were set aside, are not counted.
 const MOST: i64 = 10_000;
+
+/// Of so many leads the reasons are looked at.
 const REASONS_OF: i64 = 1_000;
 
 /// The counts of a destination.
@@ -29,8 +31,12 @@ pub struct Status {
     pub waiting: Waiting,
     /// How many delivered leads the API may not be working.
     pub warnings: i64,
+    /// Whether those are only what was counted, 10,000, and there are more.
+    pub warnings_at_least: bool,
     /// How many messages were set aside because somebody has locked their leads.
     pub aside: i64,
+    /// The same of these.
+    pub aside_at_least: bool,
     /// For how many seconds more the API asked to be left alone.
     pub held_s: Option<f64>,
     /// How long ago the API took a lead last, in seconds.
@@ -124,7 +130,8 @@ async fn status(pool: &PgPool, destination: &str) -> Result<Status, sqlx::Error>
     )
     .bind(destination)
     .bind(LOOKED_AT)
-    .bind(MOST)
+    // One more, to know whether there are more.
+    .bind(MOST + 1)
     .fetch_one(pool)
     .await?;
     let reasons = sqlx::query(
@@ -153,6 +160,7 @@ async fn status(pool: &PgPool, destination: &str) -> Result<Status, sqlx::Error>
         })
     });
     let count = |column: &str| waiting.try_get::<i64, _>(column);
+    let (warnings, aside) = (count("warnings")?, count("aside")?);
     let (mut leased, mut due, mut later) = (count("leased")?, count("due")?, count("later")?);
     let pending = states.get(&LeadState::Pending).copied().unwrap_or(0);
     // The tallies know the sum, so one of them may be any number.
@@ -181,8 +189,10 @@ async fn status(pool: &PgPool, destination: &str) -> Result<Status, sqlx::Error>
                 .collect::<Result<_, sqlx::Error>>()?,
             first: first.transpose()?,
         },
-        warnings: waiting.try_get("warnings")?,
-        aside: waiting.try_get("aside")?,
+        warnings: warnings.min(MOST),
+        warnings_at_least: warnings > MOST,
+        aside: aside.min(MOST),
+        aside_at_least: aside > MOST,
         held_s: waiting.try_get("held_s")?,
         last_delivery_s: waiting.try_get("last_delivery_s")?,
     })

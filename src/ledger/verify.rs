@@ -108,7 +108,7 @@ const INVARIANTS: [Invariant; 11] = [
                 'leads_bad_end_has_reason', 'leads_receipt_is_a_success', 'leads_counts', 'attempts_number_begins_at_one', \
                 'attempts_outcome_is_known', 'attempts_unsent_has_no_answer', 'attempts_answered_has_status', \
                 'attempts_failure_has_code', 'attempts_request_is_known', 'attempts_query_changes_nothing', 'replays_kind_is_known', \
-                'interventions_kind_is_known', 'interventions_edit_keeps_the_body']) as expected \
+                'interventions_kind_is_known', 'interventions_edit_keeps_the_body', 'decisions_kind_is_known']) as expected \
              where not exists (select 1 from pg_constraint where conname = expected and convalidated) \
              union all \
              select expected || ' is missing or disabled' \

@@ -168,8 +168,8 @@ impl Dispatch {
 
     /// Pauses posts for want of a token.
     pub(super) fn no_token(&self, error: &AuthError, is_probe: bool) {
-        if let AuthError::Unavailable(reason, Some(wait)) = error {
-            self.flow.hold(*wait, reason, Instant::now());
+        if let AuthError::Unavailable(_, Some(wait)) = error {
+            self.flow.hold_alone(*wait, Instant::now());
         }
         self.record(Signal::NoToken(error.reason().clone()), is_probe);
     }
@@ -372,8 +372,8 @@ impl<'a> Trip<'a> {
     }
 
     fn hold(&self, outcome: &Outcome) {
-        if let Outcome::Retry(reason, Some(wait)) = outcome {
-            self.dispatch.flow.hold_all(*wait, reason, Instant::now());
+        if let Outcome::Retry(_, Some(wait)) = outcome {
+            self.dispatch.flow.hold(*wait, Instant::now());
         }
     }
 

@@ -30,7 +30,7 @@ use crate::flow::{self, Admission, Flow, Taken};
 use crate::lead::{LeadId, LeadRules};
 use crate::ledger::{Claimed, Doubts, Ledger, LedgerError};
 use crate::metrics::{Metrics, happened};
-use crate::reason::{Reason, chain};
+use crate::reason::chain;
 use crate::traces::Traces;
 
 /// When posts are paused for longer than this, the consumer is cancelled: the backlog belongs in the queue.
@@ -197,9 +197,7 @@ impl Intake {
                     // A hold outlives the worker that was told. Without a rate limit, leads flow without it, too.
                     match self.ledger.heartbeat(status, None, flow::SEEN_WITHIN).await {
                         Ok(beat) => {
-                            if let Some(hold) = beat.hold {
-                                self.flow.hold(hold, &Reason::new("held", flow::HELD), asked_at);
-                            }
+                            self.flow.hold_seen(beat.hold, asked_at, Instant::now());
                         }
                         Err(error) => {
                             self.health.ledger_is_down(Doing::Anything, &error);

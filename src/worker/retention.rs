@@ -104,7 +104,7 @@ impl Retention {
             let began = Instant::now();
             let batch = tokio::select! {
                 () = self.stop.cancelled() => break,
-                batch = self.ledger.redact(kept_for, after, BATCH) => batch,
+                batch = self.ledger.redact(kept_for, after, BATCH, None) => batch,
             };
             match batch {
                 Ok((n, next)) => {

@@ -68,12 +68,12 @@ impl Upkeep {
         match self.ledger.heartbeat(status, shared, flow::SEEN_WITHIN).await {
             Ok(beat) => {
                 self.health.ledger_is_up(Doing::Anything);
-                self.flow.hold_is_shared(asked_at + shared.unwrap_or_default());
+                self.flow.hold_is_shared();
                 self.flow.share_with(beat.workers, asked_at, Instant::now());
                 self.metrics.ledger.workers.set(i64::from(beat.workers));
-                // Another worker may have been told.
-                if let Some(hold) = beat.hold {
-                    self.flow.hold(hold, &Reason::new("held", flow::HELD), asked_at);
+                // Another worker may have been told; a person may have lifted it.
+                if self.flow.hold_seen(beat.hold, asked_at, Instant::now()) {
+                    tracing::info!("a hold (Retry-After) was lifted");
                 }
                 true
             }

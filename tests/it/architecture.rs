@@ -131,6 +131,7 @@ fn the_pure_parts_have_no_clock_no_chance_and_no_waiting() {
         "destination/outcome.rs",
         "schedule.rs",
         "flow/circuit.rs",
+        "flow/hold.rs",
         "flow/limit.rs",
         "flow/rate.rs",
         "flow/share.rs",

@@ -1,6 +1,7 @@
 //! What people decide about leads: cancel, release, edit. Each is on record, none touches a lead that is being posted, and what was decided holds
 //! against messages that come again.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use leadpost::sandbox::Fault;
 use uuid::Uuid;
 
 use crate::support::scene::LEASE;
-use crate::support::{Message, World};
+use crate::support::{Message, Terminal, World};
 
 fn act(action: Action, filter: Filter) -> Act {
     Act { action, filter, by: "carla".to_owned(), reason: Some("wrong campaign".to_owned()), as_of: None }
@@ -197,6 +198,84 @@ async fn a_lead_is_corrected_in_an_editor_or_from_a_file_and_only_to_a_valid_one
     assert_eq!((lead.state, lead.interventions[0].done_by.as_str()), (LeadState::Pending, "carla"));
     let shown = world.leadpost(&["leads", "show", &id_text]).await;
     assert!(shown.stdout.contains("body corrected") && shown.stdout.contains("no address"), "{shown:?}");
+}
+
+/// What somebody does to a lead while another one edits it, and what the other one is told.
+enum Meanwhile {
+    Changed,
+    Posting,
+    Delivered,
+    Erased,
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_typed_is_kept_for_its_writer_alone_when_the_lead_was_changed_or_taken_meanwhile_and_can_be_used() {
+    for (meanwhile, told) in [
+        (Meanwhile::Changed, "somebody else has changed the body"),
+        (Meanwhile::Posting, "being posted just now"),
+        (Meanwhile::Delivered, "it is delivered by now"),
+        (Meanwhile::Erased, "was erased meanwhile"),
+    ] {
+        let world = World::new().await;
+        let id = world.put("ann", LeadState::Rejected).await;
+        let (before, typed) = (World::lead("ann"), World::lead("eve"));
+        // An editor with an option, which is one to a shell only.
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name).display().to_string();
+        std::fs::write(at("typed"), &typed).unwrap();
+        let editor = "cp \"$1/typed\" \"$2\"; touch \"$1/written\"; until [ -e \"$1/left\" ]; do sleep 0.01; done";
+        std::fs::write(at("editor"), editor).unwrap();
+        let mut environment = world.environment();
+        environment.push(("EDITOR".to_owned(), format!("sh {} {}", at("editor"), at(""))));
+        environment.push(("TMPDIR".to_owned(), at("")));
+        let line = format!("{} leads edit {id}; echo ended $?", env!("CARGO_BIN_EXE_leadpost"));
+        let mut terminal = Terminal::start(&line, environment);
+        world.until("it is written", async || folder.path().join("written").exists()).await;
+        match meanwhile {
+            Meanwhile::Changed => {
+                let other = edit(id, &before, &World::lead("bob"));
+                assert_eq!(world.ledger.edit(other).await.unwrap(), Edited::Done);
+            }
+            Meanwhile::Posting => {
+                let requeue = Action::Requeue { include_delivered: false, rate_per_s: None };
+                assert_eq!(done(&world, act(requeue, Filter::of_ids(&[id]))).await, 1);
+                let lease = (Uuid::new_v4(), LEASE);
+                let claimed = world.ledger.claim(1, lease, Vec::new(), Doubts::Included).await.unwrap();
+                assert_eq!(claimed.len(), 1);
+            }
+            Meanwhile::Delivered => {
+                let running = world.start().await;
+                let requeue = Action::Requeue { include_delivered: false, rate_per_s: None };
+                assert_eq!(done(&world, act(requeue, Filter::of_ids(&[id]))).await, 1);
+                world.until_state(id, LeadState::Delivered).await;
+                running.stop().await;
+            }
+            Meanwhile::Erased => {
+                let erased = world.leadpost(&["erase", "--email", "ann@example.com", "--yes"]).await;
+                assert_eq!(erased.code, Some(0), "{erased:?}");
+            }
+        }
+        std::fs::write(at("left"), "").unwrap();
+        let said = terminal.ended().await;
+        assert!(said.contains("ended 1") && said.contains(told), "{said}");
+        let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
+        let kept: Vec<_> = left.iter().filter(|path| path.extension().is_some_and(|kind| kind == "json")).collect();
+        if let Meanwhile::Erased = meanwhile {
+            assert!(kept.is_empty() && !said.contains("kept in"), "{kept:?} {said}");
+            continue;
+        }
+        let [kept] = kept[..] else { panic!("{left:?}") };
+        assert_eq!(std::fs::read_to_string(kept).unwrap(), typed);
+        assert_eq!(kept.metadata().unwrap().permissions().mode() & 0o777, 0o600, "for its writer alone");
+        // As it was told, when the lead is free again.
+        world.execute("update leads set lease = null, leased_by = null").await;
+        let (_, command) = said.split_once("To use it: leadpost ").unwrap_or_else(|| panic!("{said}"));
+        let words: Vec<&str> = command.lines().next().unwrap().split_whitespace().collect();
+        let used = world.leadpost(&words).await;
+        assert_eq!(used.code, Some(0), "{words:?} {used:?}");
+        assert_eq!(world.ledger.body(id).await.unwrap().unwrap(), typed.as_bytes());
+        assert_eq!(world.state(id).await, Some(LeadState::Pending));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use leadpost::config::{Settings, Source};
 use serde_json::Value;
 
+use crate::support::yaml;
+
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
 /// What may pass between the end of the drain and the kill: results are settled, leases handed back, connections closed.
@@ -18,9 +20,7 @@ fn read(path: &str) -> String {
 
 /// The documents of a YAML file.
 fn documents(path: &str) -> Vec<Value> {
-    let text = read(path);
-    let documents = serde_norway::Deserializer::from_str(&text);
-    documents.map(|document| serde::Deserialize::deserialize(document).unwrap()).collect()
+    yaml::documents(&read(path))
 }
 
 /// All that kustomize takes, components too: kind, name, object.

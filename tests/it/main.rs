@@ -21,6 +21,7 @@ mod echoes;
 mod endpoints;
 mod find;
 mod flow;
+mod hold;
 mod identity;
 mod lease;
 mod logins;

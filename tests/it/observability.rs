@@ -9,10 +9,9 @@ use leadpost::sandbox::{Fault, StatusAnswer};
 use promql_parser::label::MatchOp;
 use promql_parser::parser::{self, Expr, LabelModifier, VectorSelector};
 use serde_json::Value;
-use yaml_rust2::{Yaml, YamlLoader};
 
 use crate::support::exposition::{Exposition, Sample};
-use crate::support::{Message, Process, World, get_as};
+use crate::support::{Message, Process, World, get_as, yaml};
 
 const README: &str = include_str!("../../README.md");
 const ALERTS: &str = include_str!("../../deploy/observability/alerts.yml");
@@ -316,10 +315,10 @@ fn of_variable(query: &str) -> String {
     format!("count by ({label}) ({metric})")
 }
 
-fn rules() -> Vec<Yaml> {
-    let documents = YamlLoader::load_from_str(ALERTS).unwrap();
-    let groups = documents[0]["groups"].as_vec().unwrap();
-    groups.iter().flat_map(|group| group["rules"].as_vec().unwrap().clone()).collect()
+fn rules() -> Vec<Value> {
+    let documents = yaml::documents(ALERTS);
+    let groups = documents[0]["groups"].as_array().unwrap();
+    groups.iter().flat_map(|group| group["rules"].as_array().unwrap().clone()).collect()
 }
 
 /// All expressions, as Prometheus would get them.
@@ -485,13 +484,12 @@ fn each_alert_says_what_it_means_and_which_command_answers_it() {
 
 #[test]
 fn prometheus_scrapes_every_worker_of_the_compose_file() {
-    let compose = &YamlLoader::load_from_str(COMPOSE).unwrap()[0];
-    let services = compose["services"].as_hash().unwrap();
-    let workers: BTreeSet<&str> =
-        services.keys().filter_map(Yaml::as_str).filter(|name| name.ends_with("worker")).collect();
-    let prometheus = &YamlLoader::load_from_str(PROMETHEUS).unwrap()[0];
+    let compose = &yaml::documents(COMPOSE)[0];
+    let services = compose["services"].as_object().unwrap();
+    let workers: BTreeSet<&str> = services.keys().map(String::as_str).filter(|name| name.ends_with("worker")).collect();
+    let prometheus = &yaml::documents(PROMETHEUS)[0];
     let scraped = &prometheus["scrape_configs"][0]["dns_sd_configs"][0];
-    let names: BTreeSet<&str> = scraped["names"].as_vec().unwrap().iter().filter_map(Yaml::as_str).collect();
+    let names: BTreeSet<&str> = scraped["names"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
     assert_eq!(names, workers);
     assert_eq!(scraped["port"].as_i64(), Some(9090));
     for worker in workers {
@@ -506,8 +504,12 @@ fn prometheus_scrapes_every_worker_of_the_compose_file() {
         assert!(ports.starts_with("127.0.0.1:"), "{name} listens beyond this machine: {ports}");
         assert_eq!(service["read_only"].as_bool(), Some(true), "{name}");
         assert_eq!(service["profiles"][0].as_str(), Some("observability"), "{name}");
-        for mount in
-            service["volumes"].as_vec().unwrap().iter().filter_map(Yaml::as_str).filter(|mount| mount.starts_with("./"))
+        for mount in service["volumes"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter_map(Value::as_str)
+            .filter(|mount| mount.starts_with("./"))
         {
             let path = mount.split(':').next().unwrap();
             assert!(Path::new(env!("CARGO_MANIFEST_DIR")).join(path).exists() && mount.ends_with(":ro"), "{mount}");

@@ -195,7 +195,7 @@ async fn retry_after_in_seconds_or_as_a_date_holds_the_whole_destination_back_an
         world.until_consuming(&running, false).await;
 
         // Even if its own time has come: the destination wants to be left alone.
-        world.pass(Duration::from_secs(601)).await;
+        world.hurry().await;
         let second = world.publish("second").await;
         let report = running.health.report();
         assert!(!report.ready && report.api.detail.contains("left alone"), "{report:?}");

@@ -1,9 +1,6 @@
 //! `leadpost status`: what leads wait for, how fast they go, and a picture that goes on while neighbours come and go.
 
-use std::io::Read as _;
-use std::os::fd::OwnedFd;
-use std::process::{Command, Stdio};
-use std::sync::{Arc, Mutex};
+use std::process::Command;
 use std::time::Duration;
 
 use leadpost::config::Secret;
@@ -11,7 +8,7 @@ use leadpost::ledger::LeadState;
 use leadpost::sandbox::Fault;
 use serde_json::Value;
 
-use crate::support::{Process, World};
+use crate::support::{Process, Terminal, World};
 
 async fn status(world: &World) -> Value {
     let done = world.leadpost(&["status", "--output", "json"]).await;
@@ -93,6 +90,37 @@ async fn a_worker_says_how_much_it_does_and_how_long_posts_take() {
     }
     worker.stop().await;
     world.check_books().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_not_all_warnings_and_messages_set_aside_are_counted_it_says_so_and_else_it_does_not() {
+    let world = World::new().await;
+    let add = async |n: i64| {
+        let destination = world.settings.destination.name();
+        let leads = format!(
+            "insert into leads (id, destination, queue, body, state, finished_at, warning) \
+             select gen_random_uuid(), '{destination}', 'q', '{{}}', 'delivered', now(), 'put' from generate_series(1, {n})"
+        );
+        let aside = format!(
+            "insert into aside (destination, queue, lead_id, body, redelivered, replay) \
+             select '{destination}', 'q', gen_random_uuid(), '{{}}', false, false from generate_series(1, {n})"
+        );
+        world.execute(&leads).await;
+        world.execute(&aside).await;
+    };
+    for (more, is_less) in [(10_000, false), (1, true)] {
+        add(more).await;
+        let said = status(&world).await;
+        let ledger = &said["ledger"];
+        for name in ["warnings", "aside"] {
+            let at_least = &ledger[format!("{name}_at_least")];
+            assert_eq!((&ledger[name], at_least), (&10_000.into(), &is_less.into()), "{name}: {said}");
+        }
+        let words = text(&world).await;
+        for part in ["10000 messages are set aside", "10000 delivered leads which"] {
+            assert!(words.contains(part) && words.contains(&format!("at least {part}")) == is_less, "{part}: {words}");
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -240,46 +268,15 @@ async fn what_cannot_be_mended_by_waiting_ends_a_watch_and_what_can_does_not() {
     assert_eq!(done.code, Some(2), "{done:?}");
 }
 
-/// Runs a command on a terminal of its own, by util-linux' or macOS' script(1), and interrupts it when `enough` has come. All that was
-/// drawn.
+/// Runs a command on a terminal of its own, and interrupts it when `enough` has come. All that was drawn.
 async fn on_a_terminal(world: &World, command: &str, enough: impl Fn(&str) -> bool) -> String {
-    let binary = env!("CARGO_BIN_EXE_leadpost");
-    let line = format!("{binary} {command} & echo pid $!; wait $!; echo ended $?");
-    let mut script = Command::new("script");
-    if cfg!(target_os = "macos") {
-        script.args(["-q", "/dev/null", "sh", "-c", &line]);
-    } else {
-        script.args(["-qec", &line, "/dev/null"]);
-    }
-    let (mut reader, writer) = std::io::pipe().unwrap();
-    let mut child = script
-        .env_clear()
-        .env("PATH", std::env::var_os("PATH").unwrap())
-        .env("SHELL", "/bin/sh")
-        .envs(world.environment())
-        .current_dir(std::env::temp_dir())
-        .stdin(Stdio::null())
-        .stdout(OwnedFd::from(writer))
-        .spawn()
-        .unwrap();
-    drop(script);
-    let drawn = Arc::new(Mutex::new(String::new()));
-    let into = Arc::clone(&drawn);
-    let reading = std::thread::spawn(move || {
-        let mut chunk = [0; 4096];
-        while let Ok(n @ 1..) = reader.read(&mut chunk) {
-            into.lock().unwrap().push_str(&String::from_utf8_lossy(&chunk[..n]));
-        }
-    });
-    world.until("enough is drawn", async || enough(&drawn.lock().unwrap())).await;
-    let pid = {
-        let drawn = drawn.lock().unwrap();
-        drawn.split("pid ").nth(1).unwrap().split_whitespace().next().unwrap().to_owned()
-    };
+    let line = format!("{} {command} & echo pid $!; wait $!; echo ended $?", env!("CARGO_BIN_EXE_leadpost"));
+    let mut terminal = Terminal::start(&line, world.environment());
+    world.until("enough is drawn", async || enough(&terminal.said())).await;
+    let drawn = terminal.said();
+    let pid = drawn.split("pid ").nth(1).unwrap().split_whitespace().next().unwrap().to_owned();
     assert!(Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
-    world.until("it has ended", async || child.try_wait().unwrap().is_some()).await;
-    reading.join().unwrap();
-    Arc::into_inner(drawn).unwrap().into_inner().unwrap()
+    terminal.ended().await
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use leadpost::lead::LeadId;
-use leadpost::ledger::{Doubts, LeadState, Subject};
+use leadpost::lead::{Keys, LeadId};
+use leadpost::ledger::{Doubts, Edit, Edited, LeadState, OnLock, Subject};
 use leadpost::sandbox::{Fault, StatusAnswer};
 use uuid::Uuid;
 
-use crate::support::scene::{LEASE, put};
+use crate::support::scene::{LEASE, accept, arrival, leased, put, settlement};
 use crate::support::{Message, World};
 
 const ADDRESS: &str = "ann@example.com";
@@ -22,7 +22,7 @@ async fn traces(world: &World, text: &str) -> i64 {
         )
     };
     let mut traces = 0;
-    for table in ["leads", "attempts", "replays", "interventions", "disclosures", "aside"] {
+    for table in ["leads", "attempts", "replays", "interventions", "disclosures", "decisions", "aside"] {
         traces += count(world, &of(table)).await;
     }
     traces
@@ -68,6 +68,8 @@ async fn nothing_personal_is_left_of_an_erased_person_and_the_accounts_still_hol
     let world = World::new().await;
     let (ids, bob) = leads_of_ann(&world).await;
     let before = world.tally().await;
+    let redact = ["redact", "--older-than", "9d", "--yes", "--reason", "Ann@Example.com asked"];
+    assert_eq!(world.leadpost(&redact).await.code, Some(0));
     let dry = world.leadpost(&["erase", "--email", "ANN@example.com", "--dry-run"]).await;
     assert!(dry.stdout.contains(&format!("of {} leads would be erased", ids.len())), "{dry:?}");
     let asked = world.leadpost(&["erase", "--email", ADDRESS]).await;
@@ -143,8 +145,8 @@ async fn a_lead_that_is_being_posted_is_erased_when_that_has_ended() {
             world.number("select count(*) from pg_stat_activity where application_name like 'leadpost erase' and datname = current_database()").await > 0
         })
         .await;
-    let settlement = crate::support::scene::settlement(&claimed[0].leased, LeadState::Delivered);
-    world.ledger.settle([settlement].into(), false, leadpost::ledger::OnLock::Wait).await.unwrap();
+    let settlement = settlement(&claimed[0].leased, LeadState::Delivered);
+    world.ledger.settle([settlement].into(), false, OnLock::Wait).await.unwrap();
     let erased = erasing.await.unwrap();
     assert!(erased.code == Some(0) && erased.stdout.contains("personal of 1 leads"), "{erased:?}");
     assert_eq!((world.state(id).await, traces(&world, ADDRESS).await), (Some(LeadState::Delivered), 0));
@@ -200,8 +202,62 @@ async fn old_answers_are_redacted_by_the_command_and_by_the_worker_and_younger_o
     world.until("the worker has redacted it", async || answer(&world, young).await == 0).await;
     assert_eq!(answer(&world, theirs).await, 1);
     assert_eq!(world.show(old).await.reason.as_deref(), Some("the API answered 422 (redacted)"));
-    assert!(world.ledger.redact(Duration::from_secs(10 * 86_400), None, 500).await.unwrap().0 == 0);
+    assert!(world.ledger.redact(Duration::from_secs(10 * 86_400), None, 500, None).await.unwrap().0 == 0);
     running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_redacted_answers_or_was_shown_personal_data_is_on_record_and_can_be_asked_for() {
+    let world = World::new().await;
+    let (settings, _broker) = world.neighbour("other").await;
+    let other = leadpost::ledger::Ledger::new(&settings, "other").unwrap();
+    let nothing = world.leadpost(&["audit"]).await;
+    assert!(nothing.code == Some(0) && nothing.stderr.contains("nothing is on record"), "{nothing:?}");
+    for name in ["ann", "bob", "eve"] {
+        world.put(name, LeadState::Rejected).await;
+    }
+    world.execute("update attempts set answer = 'x', started_at = now() - interval '40 days'").await;
+    // Nobody has decided about any of these.
+    assert_eq!(world.leadpost(&["redact", "--older-than", "30d", "--dry-run"]).await.code, Some(0));
+    assert_eq!(world.leadpost(&["redact", "--older-than", "30d"]).await.code, Some(1));
+    assert_eq!(world.number("select count(*) from decisions").await, 0);
+
+    // Interrupted after the first, the rest is done by another.
+    let days = |n: u64| Duration::from_secs(n * 86_400);
+    let record = world.ledger.begin_redaction(days(30), "dora", None).await.unwrap();
+    assert_eq!(world.ledger.redact(days(30), None, 1, Some(record)).await.unwrap().0, 1);
+    let carla = [("LEADPOST_OPERATOR", "carla")];
+    let redact = ["redact", "--older-than", "30d", "--yes", "--reason", "policy 7"];
+    assert_eq!(world.leadpost_with(&redact, &carla, b"").await.code, Some(0));
+    let list = ["leads", "list", "--reveal", "--reason", "call 12"];
+    assert_eq!(world.leadpost_with(&list, &carla, b"").await.code, Some(0));
+    assert_eq!(world.leadpost_with(&["export", "--email", ADDRESS], &carla, b"").await.code, Some(0));
+    other.begin_redaction(days(1), "somebody else", None).await.unwrap();
+    other.disclose("leads list", "somebody else", Some("other"), &[], None).await.unwrap();
+
+    let audit = world.leadpost(&["audit", "--output", "json"]).await.json();
+    let audited: Vec<_> = audit.as_array().unwrap().iter().collect();
+    let told = |n: usize| {
+        let row = audited[n];
+        let text = |name: &str| row[name].as_str().unwrap_or("-").to_owned();
+        (text("command"), text("by"), row["affected"].as_i64().unwrap(), text("reason"))
+    };
+    let row = |command: &str, by: &str, n: i64, reason: &str| (command.to_owned(), by.to_owned(), n, reason.to_owned());
+    assert_eq!(audited.len(), 4, "{audit}");
+    assert_eq!(told(0), row("export", "carla", 1, "-"));
+    assert_eq!(told(1), row("leads list", "carla", 3, "call 12"));
+    assert_eq!(told(2), row("redact", "carla", 2, "policy 7"));
+    assert_eq!(told(3), row("redact", "dora", 1, "-"));
+    let time = |text: &serde_json::Value| {
+        time::OffsetDateTime::parse(text.as_str().unwrap(), &time::format_description::well_known::Rfc3339).unwrap()
+    };
+    assert!(audited[0]["until"].is_null());
+    let (at, until) = (time(&audited[2]["at"]), time(&audited[2]["until"]));
+    assert_eq!((at - until).whole_seconds(), 30 * 86_400, "{audit}");
+    let words = world.leadpost(&["audit", "--limit", "3"]).await.stdout;
+    let lines: Vec<&str> = words.lines().collect();
+    assert_eq!(lines.len(), 4, "a head and three: {words}");
+    assert!(lines[3].contains("carla") && lines[3].contains("answers of 2 attempts before"), "{words}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -243,21 +299,67 @@ async fn those_whose_address_is_like_another_or_is_mentioned_by_others_keep_thei
     assert_eq!(found.leads, [jurgen], "letters beyond ASCII are found, too");
 }
 
+/// Corrects a lead, and with that perhaps whose it is.
+async fn give(world: &World, id: LeadId, before: &str, after: &str) {
+    let edit = Edit {
+        id,
+        before: before.as_bytes().to_owned(),
+        after: after.as_bytes().to_owned(),
+        keys: Keys::of_body(after.as_bytes()),
+        include_delivered: true,
+        by: "carla".to_owned(),
+        reason: Some("ann@example.com was wrong".to_owned()),
+    };
+    assert_eq!(world.ledger.edit(edit).await.unwrap(), Edited::Done);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lead_that_is_given_to_somebody_else_after_it_was_found_is_not_erased() {
+    let world = World::new().await;
+    let (ann, bob) = (World::lead("ann"), World::lead("bob"));
+    let (keyless, bobs_keyless) = (r#"{"contact":"ann@example.com"}"#, r#"{"contact":"bob@example.com"}"#);
+    let mut ids = Vec::new();
+    for body in [&*ann, &ann, keyless, keyless, &ann, &ann, keyless] {
+        let id = LeadId(Uuid::new_v4());
+        put(&world.ledger, id, body, LeadState::Rejected).await;
+        ids.push(id);
+    }
+    let [by_key, by_key_to_none, by_text, by_text_to_none, by_message, hers, hers_by_text] = ids[..] else { panic!() };
+    let subject = Subject::of(ADDRESS).unwrap();
+    let found = world.ledger.find_person(&subject).await.unwrap();
+    assert_eq!(found.leads.len(), ids.len());
+
+    give(&world, by_key, &ann, &bob).await;
+    give(&world, by_key_to_none, &ann, bobs_keyless).await;
+    give(&world, by_text, keyless, &bob).await;
+    give(&world, by_text_to_none, keyless, bobs_keyless).await;
+    // Its producer publishes it anew, under the same id.
+    let fates = accept(&world.ledger, &[arrival(by_message, &bob)], Uuid::new_v4()).await;
+    assert_eq!(leased(&fates).len(), 1, "{fates:?}");
+    let settlement = settlement(&leased(&fates)[0], LeadState::Rejected);
+    world.ledger.settle([settlement].into(), false, OnLock::Wait).await.unwrap();
+    // Corrected, and still hers.
+    give(&world, hers, &ann, &ann.replace("61", "62")).await;
+
+    let erased = world.ledger.erase(&subject, &found, "carla", None).await.unwrap();
+    assert_eq!((erased.count(), &erased.posting[..]), (2, &[][..]), "{erased:?}");
+    for (id, body) in [(by_key, &*bob), (by_key_to_none, bobs_keyless), (by_text, &bob), (by_message, &bob)] {
+        assert_eq!(world.ledger.body(id).await.unwrap().unwrap(), body.as_bytes());
+    }
+    assert_eq!(world.ledger.body(by_text_to_none).await.unwrap().unwrap(), bobs_keyless.as_bytes());
+    for id in [hers, hers_by_text] {
+        assert!(world.show(id).await.erased_at.is_some());
+    }
+    let left = world.ledger.find_person(&subject).await.unwrap();
+    assert!(left.leads.is_empty() && left.former.contains(&by_key), "what it was before is hers still: {left:?}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_corrected_lead_was_before_is_found_and_erased_and_what_it_is_stays() {
     let world = World::new().await;
     let id = world.put("ann", LeadState::Rejected).await;
     let (ann, bob) = (World::lead("ann"), World::lead("bob"));
-    let edit = leadpost::ledger::Edit {
-        id,
-        before: ann.clone().into_bytes(),
-        after: bob.clone().into_bytes(),
-        keys: leadpost::lead::Keys::of_body(bob.as_bytes()),
-        include_delivered: false,
-        by: "carla".to_owned(),
-        reason: Some("ann@example.com was wrong".to_owned()),
-    };
-    world.ledger.edit(edit).await.unwrap();
+    give(&world, id, &ann, &bob).await;
     let export = world.leadpost(&["export", "--email", ADDRESS]).await.json();
     assert_eq!(export["leads"][0]["former_bodies"], serde_json::json!([ann]), "{export}");
     assert!(export["leads"][0]["body"].is_null(), "Bob's is not Ann's to see: {export}");
@@ -290,7 +392,7 @@ async fn answers_to_others_do_not_keep_old_ones_from_being_redacted() {
         .await;
     let dry = world.leadpost(&["redact", "--older-than", "30d", "--dry-run", "--output", "json"]).await.json();
     assert_eq!(dry["redacted"], 2, "{dry}");
-    assert_eq!(world.ledger.redact(Duration::from_secs(86_400), None, 1).await.unwrap().0, 1, "one by one");
+    assert_eq!(world.ledger.redact(Duration::from_secs(86_400), None, 1, None).await.unwrap().0, 1, "one by one");
     let rest = world.leadpost(&["redact", "--older-than", "30d", "--yes", "--output", "json"]).await.json();
     assert_eq!(rest, serde_json::json!({ "redacted": 1 }));
     assert_eq!(world.number("select count(*) from attempts where answer is not null").await, 600);

@@ -7,15 +7,20 @@ use anyhow::{Context as _, bail};
 use tokio::process::Command;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::super::{Exit, Output, print_json, say, who};
+use super::super::{Exit, Output, print_json, quoted, say, who};
 use crate::config::Source;
 use crate::lead::{LeadId, LeadRules};
 use crate::ledger::{Edit, Edited, LeadState, Ledger};
 
+/// Why there is no editor.
+const NO_FILE: &str =
+    "cannot write the body to a file for an editor; --from FILE takes the new body from a file, --from - from stdin";
+
 /// Correct a lead's body in $EDITOR, and send it on its way again
 ///
 /// The new body has to be a valid lead; the former one is kept, and both are on record. A redelivery of the original message changes
-/// nothing any more. To see the body is put on record as well.
+/// nothing any more. To see the body is put on record as well. If the lead was changed or is being posted by the time that you have written it,
+/// what you wrote is kept in a file that only you can read, for --from.
 ///
 /// Example: leadpost leads edit 3f8a1c1e-5b3f-4a36-9d53-0b7c6f0f2a10 --reason 'no @ in the address'
 #[derive(Debug, clap::Args)]
@@ -69,6 +74,7 @@ pub(super) async fn run(args: EditArgs, source: &Source, ledger: &Ledger) -> any
         );
     }
     let mut stops = Stops::new()?;
+    let is_typed = args.from.is_none();
     let mut after = match &args.from {
         Some(path) => read(path)?,
         None => {
@@ -77,7 +83,7 @@ pub(super) async fn run(args: EditArgs, source: &Source, ledger: &Ledger) -> any
                     "there is no terminal for an editor; --from FILE takes the new body from a file, --from - from stdin"
                 );
             }
-            let file = Draft::of(args.id, &before)?;
+            let file = Draft::of(args.id, &before).context(NO_FILE)?;
             ledger.disclose("leads edit", &who(), Some(&lead.destination), &[args.id], args.reason.as_deref()).await?;
             file.edited(&before, &mut stops).await?
         }
@@ -93,26 +99,40 @@ pub(super) async fn run(args: EditArgs, source: &Source, ledger: &Ledger) -> any
         for violation in violations {
             say(&format!("  - {} [{}] {}", violation.field, violation.code, violation.message));
         }
-        if args.from.is_some() || !is_to_go_on(&mut stops).await? {
+        if !is_typed || !is_to_go_on(&mut stops).await? {
             return Ok(Exit::No);
         }
-        after = Draft::of(args.id, &after)?.edited(&after, &mut stops).await?;
+        after = Draft::of(args.id, &after).context(NO_FILE)?.edited(&after, &mut stops).await?;
     };
     let edit = Edit {
         id: args.id,
         before,
-        after,
+        after: after.clone(),
         keys,
         include_delivered: args.include_delivered,
         by: who(),
         reason: args.reason,
     };
-    let edited = ledger.edit(edit).await?;
+    let edited = ledger.edit(edit).await;
+    if matches!(edited, Ok(Edited::Changed)) && ledger.show(args.id).await?.is_some_and(|lead| lead.erased_at.is_some())
+    {
+        bail!(
+            "what was personal of this lead was erased meanwhile; nothing was changed, and what you wrote is not kept"
+        );
+    }
+    if is_typed && !matches!(edited, Ok(Edited::Done)) {
+        let is_taken = matches!(edited, Ok(Edited::Taken(_)));
+        say(&kept(args.id, &after, args.include_delivered || is_taken));
+    }
+    let edited = edited?;
     let text = match edited {
         Edited::Done => "the body is corrected, and the lead is sent on its way again".to_owned(),
         Edited::Unknown => "the ledger of this destination has no such lead; is --config the right one?".to_owned(),
         Edited::Changed => {
-            "somebody else has changed the body meanwhile; nothing was changed. Look at it again".to_owned()
+            format!(
+                "somebody else has changed the body meanwhile; nothing was changed. Look at it again: leadpost leads show {} --body",
+                args.id
+            )
         }
         Edited::Posting => {
             "it is being posted just now; nothing was changed. Wait until that has ended, and look at it again"
@@ -128,6 +148,21 @@ pub(super) async fn run(args: EditArgs, source: &Source, ledger: &Ledger) -> any
         say(&text);
     }
     Ok(if edited == Edited::Done { Exit::Done } else { Exit::No })
+}
+
+/// Keeps what somebody has typed and the ledger did not take, and says where it is.
+fn kept(id: LeadId, body: &[u8], include_delivered: bool) -> String {
+    match Draft::of(id, body).and_then(|draft| Ok(draft.0.keep()?)) {
+        Ok((_, path)) => {
+            let path = quoted(&path.display().to_string());
+            let taken = if include_delivered { " --include-delivered" } else { "" };
+            format!(
+                "what you wrote is kept in {path}, which only you can read. To use it: \
+                 leadpost leads edit {id} --from {path}{taken}\nRemove the file then: it is about a person."
+            )
+        }
+        Err(error) => format!("what you wrote could not be kept: {error}"),
+    }
 }
 
 /// Asks whether what was written is to be mended.
@@ -192,11 +227,10 @@ fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
 struct Draft(tempfile::NamedTempFile);
 
 impl Draft {
-    fn of(id: LeadId, body: &[u8]) -> anyhow::Result<Self> {
-        let hint = "cannot write the body to a file for an editor; --from FILE takes the new body from a file, --from - from stdin";
-        let mut file =
-            tempfile::Builder::new().prefix(&format!("lead-{id}-")).suffix(".json").tempfile().context(hint)?;
-        file.write_all(body).and_then(|()| file.flush()).context(hint)?;
+    fn of(id: LeadId, body: &[u8]) -> std::io::Result<Self> {
+        let mut file = tempfile::Builder::new().prefix(&format!("lead-{id}-")).suffix(".json").tempfile()?;
+        file.write_all(body)?;
+        file.flush()?;
         Ok(Self(file))
     }
 

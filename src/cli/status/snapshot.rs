@@ -214,7 +214,11 @@ fn waits_for(status: &Status, queue: &Queue, alive: &[&WorkerRecord]) -> Option<
     if let Some(held_s) = status.held_s.filter(|held_s| due_in_s <= held_s + 1.0) {
         let until = OffsetDateTime::now_utc() + time::Duration::seconds_f64(held_s);
         let clock = format!("{:02}:{:02}:{:02}Z", until.hour(), until.minute(), until.second());
-        return of("hold", format!("the end of a hold: {HELD} until {clock}, {} from now", super::super::ago(held_s)));
+        let after = super::super::ago(held_s);
+        return of(
+            "hold",
+            format!("the end of a hold: {HELD} until {clock}, {after} from now; leadpost hold lift ends it"),
+        );
     }
     let text = |worker: &WorkerRecord, pointer: &str| {
         worker.status.pointer(pointer).and_then(Value::as_str).map(str::to_owned)
@@ -268,7 +272,9 @@ mod tests {
                 first,
             },
             warnings: 0,
+            warnings_at_least: false,
             aside: 0,
+            aside_at_least: false,
             held_s,
             last_delivery_s: None,
         }
@@ -308,7 +314,7 @@ mod tests {
         for (status, ready, workers, kind, text) in [
             (&due, 0, vec![dead()], "worker", "none is alive"),
             (&none, 3, vec![], "worker", "none is alive"),
-            (&held, 0, vec![fine()], "hold", "90 s from now"),
+            (&held, 0, vec![fine()], "hold", "90 s from now; leadpost hold lift ends it"),
             (&later, 0, vec![open()], "schedule", "10 min from now, after http_503"),
             (&soon, 0, vec![open()], "circuit", "the API answered 403"),
             (&soon, 0, vec![fine()], "schedule", "20 s from now"),

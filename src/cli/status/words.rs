@@ -2,15 +2,13 @@
 
 use serde_json::Value;
 
-use super::super::ago;
+use super::super::{ago, moment};
 use super::snapshot::{Drain, Lately, Snapshot};
 use crate::ledger::{LeadState, Status, WorkerRecord};
 
 /// The same, with the time in front.
 pub(super) fn block_at(snapshot: &Snapshot) -> Vec<String> {
-    let at = snapshot.at;
-    let moment = format!("{} {:02}:{:02}:{:02}Z", at.date(), at.hour(), at.minute(), at.second());
-    std::iter::once(moment).chain(block(snapshot)).collect()
+    std::iter::once(moment(snapshot.at)).chain(block(snapshot)).collect()
 }
 
 /// All of it, line by line.
@@ -79,12 +77,17 @@ fn ledger(status: &Status, snapshot: &Snapshot, lines: &mut Vec<String>) {
     if status.aside > 0 {
         lines.push(format!(
             "warning: {} messages are set aside: somebody has locked their leads in Postgres, or it refuses them",
-            status.aside
+            at_least(status.aside, status.aside_at_least)
         ));
     }
     if status.warnings > 0 {
-        lines.push(format!("warning: {} delivered leads which the API may not be working", status.warnings));
+        let warnings = at_least(status.warnings, status.warnings_at_least);
+        lines.push(format!("warning: {warnings} delivered leads which the API may not be working"));
     }
+}
+
+fn at_least(n: i64, is_less: bool) -> String {
+    format!("{}{n}", if is_less { "at least " } else { "" })
 }
 
 fn worker(worker: &WorkerRecord) -> String {
@@ -140,7 +143,7 @@ fn rest(drain: &Drain, snapshot: &Snapshot) -> String {
         0 => String::new(),
         later => format!(" now; {later} are due later"),
     };
-    let leads = format!("{}{}", if drain.at_least { "at least " } else { "" }, drain.leads);
+    let leads = at_least(drain.leads, drain.at_least);
     match drain.seconds {
         _ if drain.leads == 0 => format!("to go: nothing{without}{later}"),
         Some(seconds) => format!("to go: {leads} leads{without}, at {} in {}", rate(drain.per_s), ago(seconds)),

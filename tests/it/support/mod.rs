@@ -14,8 +14,10 @@ mod raw;
 pub mod scene;
 pub mod secured;
 pub mod servers;
+mod terminal;
 pub mod tls;
 pub mod wire;
+pub mod yaml;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,6 +39,7 @@ pub use broker::{Message, amqp_url};
 use database::Database;
 pub use database::database_url;
 pub use process::{Process, Usage, get, get_as, run};
+pub use terminal::Terminal;
 
 /// Nothing in these tests takes longer unless it is broken.
 pub const DEADLINE: Duration = Duration::from_secs(30);
@@ -174,8 +177,8 @@ impl World {
         assert!(tokio::time::timeout(DEADLINE, holding).await.is_ok(), "waited in vain until {what}");
     }
 
-    /// Moves the ledger's time: everything that is due in `by` or less is due now, every lead is so much older, and so much of a hold is over (workers that run keep
-    /// their own clocks).
+    /// Moves the ledger's time: everything that is due in `by` or less is due now, every lead is so much older, and so much of a hold is over (workers that run
+    /// learn that by their next heartbeat).
     pub async fn pass(&self, by: Duration) {
         let sql = "update leads set next_attempt_at = next_attempt_at - $1 * interval '1 second', \
                    budget_from = budget_from - $1 * interval '1 second'";
