@@ -385,48 +385,6 @@ async fn leads_accepted_ahead_do_not_count_as_posts_under_way_when_the_api_is_bu
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn retries_that_are_due_and_fresh_leads_do_not_starve_each_other() {
-    for concurrency in [1, 2] {
-        let mut world = World::new().await;
-        world.settings.flow.concurrency = concurrency;
-        world.settings.flow.open_after = 10_000;
-        world.sandbox.faults().rule("due", Some(1), Fault::status(503));
-        let due = world.publish_many("due", 120).await;
-        let running = world.start().await;
-        world.until("all have met it", async || world.number("select count(*) from attempts").await == 120).await;
-        running.stop().await;
-        world.pass(Duration::from_secs(60)).await;
-        let fresh = world.publish_many("fresh", 120).await;
-        world.sandbox.journal().clear();
-        world.sandbox.tune(|tuning| tuning.latency = Duration::from_millis(4));
-        let running = world.start().await;
-        world.until_count(LeadState::Delivered, 240).await;
-
-        let order: Vec<bool> = world.sandbox.journal().posts().iter().map(is_fresh).collect();
-        assert_eq!(order.len(), due.len() + fresh.len());
-        // From when both kinds are there to when one of them is used up.
-        let from = order.iter().position(|fresh| *fresh).unwrap();
-        let last = |kind: bool| order.iter().rposition(|fresh| *fresh == kind).unwrap();
-        let both = order.get(from..last(true).min(last(false))).unwrap();
-        assert!(both.len() >= 60, "one kind was through before the other began: {order:?}");
-        for (at, some) in both.chunks_exact(20).enumerate() {
-            let fresh = some.iter().filter(|fresh| **fresh).count();
-            assert!(
-                (2..=18).contains(&fresh),
-                "concurrency {concurrency}: {fresh} of posts {} and the next 20",
-                at * 20
-            );
-        }
-        assert_eq!(running.stop().await, leadpost::worker::Stopped::Cleanly);
-        assert!(world.ledger.verify().await.unwrap().holds());
-    }
-}
-
-fn is_fresh(post: &Entry) -> bool {
-    post.email.as_deref().is_some_and(|email| email.starts_with("fresh"))
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn two_workers_on_one_queue_share_the_work_and_no_lead_is_posted_twice() {
     let mut world = World::new().await;
     world.settings.flow.concurrency = 4;

@@ -54,6 +54,7 @@ mod tls;
 mod token_answers;
 mod tokens;
 mod traces;
+mod turns;
 mod urls;
 mod way;
 mod workers;
