@@ -24,6 +24,7 @@ mod flow;
 mod identity;
 mod lease;
 mod logins;
+mod names;
 mod observability;
 mod outage;
 mod outcomes;
