@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use leadpost::config::Tls;
+use leadpost::http::{ClientSettings, Exchange, Outgoing, client, exchange};
 use leadpost::ledger::LeadState;
 
 use crate::support::World;
@@ -44,4 +46,35 @@ async fn two_hundred_connections_that_begin_together_take_a_look_up_and_no_threa
     let asked = said.matches("looking up the name of a host").count();
     // Of two hosts' names, the API's and the token endpoint's: once for each five seconds at most.
     assert!((2..=2 * spans).contains(&asked), "{asked} look-ups within {spans} times five seconds");
+}
+
+#[tokio::test]
+async fn a_name_that_cannot_be_looked_up_is_a_request_that_was_not_sent_and_says_why() {
+    drop(rustls::crypto::ring::default_provider().install_default());
+    let tls = Tls::default();
+    let soon = Duration::from_secs(20);
+    let settings = ClientSettings {
+        timeout: 2 * soon,
+        connect_timeout: soon,
+        idle_timeout: soon,
+        proxy: "none",
+        tls: &tls,
+        section: "destination",
+    };
+    let client = client(&settings).unwrap();
+    // No resolver has to ask anybody: no name has a part of more than 63 letters.
+    let url = format!("http://{}.invalid/leads", "n".repeat(64)).parse().unwrap();
+    let outgoing = Outgoing {
+        method: http::Method::POST,
+        url: &url,
+        headers: http::HeaderMap::new(),
+        body: "{}".into(),
+        section: "destination",
+    };
+    let Exchange::NotSent(reason) = exchange(&client, outgoing, 100, soon).await else { panic!("it was sent") };
+    assert_eq!(reason.code, "connect_failed");
+    let (text, said) = (&reason.text, "could not connect: ");
+    assert!(text.starts_with(said) && text.contains(": failed to lookup address information: "), "{text}");
+    assert_eq!(text.matches("failed to lookup").count(), 1, "{text}");
+    assert!(!text.contains("invalid"), "{text}");
 }
