@@ -198,6 +198,53 @@ async fn a_page_reads_what_it_shows_and_a_person_is_found_among_many_leads() {
     assert!((PAGE as i64..=PAGE as i64 + A_FEW).contains(&read), "an assistant's leads read {read}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_person_and_an_assistant_are_found_among_leads_of_all_states_and_many_that_wait() {
+    const PAGE: usize = 50;
+    const LEASED: i64 = 20;
+    let world = many().await;
+    world
+        .execute(
+            "update leads l set email_key = n, assistant_key = n % 100, finished_at = finished_at - n * interval '1 second', \
+                 next_attempt_at = next_attempt_at + n * interval '1 millisecond' \
+             from (select id, row_number() over (partition by state) as n from leads) as t where t.id = l.id",
+        )
+        .await;
+    // A few are being posted, also one of each.
+    world
+        .execute(
+            "update leads set lease = id, leased_by = 'w', next_attempt_at = now() + interval '2 minutes' \
+             where state = 'pending' and email_key < 20 or email_key = 107 and state = 'pending'",
+        )
+        .await;
+    world.execute("vacuum leads").await;
+    let count = async |filter: &Filter| world.ledger.count(Arc::new(filter.clone())).await.unwrap();
+    let list = async |ledger: &Ledger, filter: &Filter| {
+        ledger.list(Arc::new(filter.clone()), Order::NewestFirst, None, PAGE).await.unwrap().leads
+    };
+    for key in [7, 500] {
+        let of_one = Filter { emails: vec![Key(key)], ..Filter::default() };
+        let read = entries(&world, async |ledger| {
+            assert_eq!(list(ledger, &of_one).await.len(), 2, "one that waits or is posted, one that was delivered");
+        })
+        .await;
+        assert!((2..=LEASED + A_FEW).contains(&read), "the leads of person {key} read {read}");
+    }
+    let of_assistant = Filter { assistants: vec![Key(7)], ..Filter::default() };
+    let read = entries(&world, async |ledger| assert_eq!(list(ledger, &of_assistant).await.len(), PAGE)).await;
+    let most = LEASED + 2 * PAGE as i64 + 2 * A_FEW;
+    assert!((PAGE as i64..=most).contains(&read), "a page of an assistant's leads read {read}");
+    assert_eq!(count(&of_assistant).await as i64, (DUE + LATER + DELIVERED) / 100);
+    let waiting = Filter { assistants: vec![Key(7)], ..Filter::of_states(&[LeadState::Pending]) };
+    let read = entries(&world, async |ledger| {
+        let shown = list(ledger, &waiting).await;
+        assert!(shown.is_sorted_by_key(|listed| std::cmp::Reverse(listed.place.at)) && shown.len() == PAGE);
+    })
+    .await;
+    assert!((PAGE as i64..=most).contains(&read), "a page of those that wait read {read}");
+    assert_eq!(count(&waiting).await as i64, (DUE + LATER) / 100);
+}
+
 /// A session that still sees the ledger as it is now, as `leadpost verify` and `pg_dump` do: what is changed from now on leaves dead rows behind that
 /// nobody may clear away.
 async fn snapshot(world: &World) -> sqlx::Transaction<'static, sqlx::Postgres> {
