@@ -6,8 +6,12 @@
 //! - The connect timeout lies below the total one, so that "never sent" can be told from "perhaps read".
 //! - An answer's body is read up to a cap; a terabyte, or a byte a second, costs no more than that and the timeout.
 //! - No text that is made here holds a URL: URLs may hold secrets.
+//! - Connections that begin together look their host's name up once: [`names`].
+
+mod names;
 
 use std::error::Error;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -82,7 +86,8 @@ pub fn client(settings: &ClientSettings<'_>) -> Result<reqwest::Client, ClientEr
         .timeout(settings.timeout)
         .connect_timeout(settings.connect_timeout)
         .pool_idle_timeout(settings.idle_timeout)
-        .pool_max_idle_per_host(usize::MAX);
+        .pool_max_idle_per_host(usize::MAX)
+        .dns_resolver(Arc::new(names::Names::default()));
     builder = match settings.proxy {
         "none" => builder.no_proxy(),
         "env" => builder,

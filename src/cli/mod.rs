@@ -42,6 +42,11 @@ use crate::telemetry;
 use crate::worker::StartError;
 use output::{Output, OutputError, ago, is_confirmed, moment, print, print_bytes, print_json, quoted, say, table, who};
 
+/// Threads for what blocks, each with a stack of its own ([`stack`]). They are used to look names of hosts up: one of each at a time for HTTP
+/// ([`crate::http`]), and one for each new connection to Postgres and RabbitMQ, which are few. Besides, one of them reads a file or waits for an
+/// editor, or for the last spans to be sent, which may need a name in its turn: so there are many more than ever wait.
+const BLOCKING: usize = 32;
+
 /// How a command ended, as its exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
@@ -156,7 +161,8 @@ pub fn main() -> ExitCode {
     drop(rustls::crypto::ring::default_provider().install_default());
     // Each post under way has a connection of its own; the usual soft limit, 1,024, is for programs that still use select(2).
     drop(rlimit::increase_nofile_limit(u64::MAX));
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().max_blocking_threads(BLOCKING).build();
+    let runtime = match runtime {
         Ok(runtime) => runtime,
         Err(error) => {
             say(&format!("error: cannot start: {error}"));

@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use sqlx::Row as _;
 use sqlx::postgres::PgRow;
+use time::OffsetDateTime;
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use super::look::{Begun, Found};
 use super::model::{Attempt, Claimed, Doubts, End, Leased, Next, Origin, RequestKind, Settlement};
 use super::settle::{Write, write};
 use super::{Ledger, LedgerError, millis};
@@ -21,24 +23,46 @@ const EXPIRED_BATCH: i64 = 500;
 
 /// Whether a lead is leased is a part of `leads_pending`, as this very expression: a million leads that are due do not stand between the worker and a
 /// lease that ran out, nor leases between it and those that are due.
-const CLAIM: &str = "with due as ( \
-         select id from leads \
+///
+/// Usually all come in the order of being due, and none is asked for from the other end; from where on: see [`look`](super::look).
+const CLAIM: &str = "with newest as materialized ( \
+         select id, next_attempt_at from leads \
          where destination = $1 and state = 'pending' and next_attempt_at <= now() and (lease is null)::int = 1 \
-             and id <> all($2) \
+             and next_attempt_at >= coalesce($9, '-infinity') \
+         order by next_attempt_at desc limit $10 for update skip locked \
+     ), oldest as materialized ( \
+         select id, next_attempt_at from leads \
+         where destination = $1 and state = 'pending' and next_attempt_at <= now() and (lease is null)::int = 1 \
+             and next_attempt_at >= coalesce($8, '-infinity') \
+             and id <> all($2) and id <> all(array(select id from newest)) \
              and ($7 or attempts = 0 or not exists (select 1 from attempts a \
                  where a.lead_id = leads.id and a.outcome = 'uncertain')) \
-         order by next_attempt_at limit $3 for update skip locked \
+         order by next_attempt_at limit $3 - (select count(*) from newest) for update skip locked \
+     ), claimed as ( \
+         update leads l set leased_by = $4, lease = $5, changed_at = now(), \
+             next_attempt_at = now() + $6 * interval '1 millisecond' \
+         from (select id, null as due_at from newest union all select id, next_attempt_at from oldest) as due where l.id = due.id \
+         returning l.id, l.attempts, l.charged, l.suspected, \
+             l.attempts > 0 and exists (select 1 from attempts a \
+                 where a.lead_id = l.id and a.outcome = 'uncertain') as in_doubt, \
+             extract(epoch from now() - l.budget_from)::float8 as age, l.body, l.trace, due.due_at \
      ) \
-     update leads l set leased_by = $4, lease = $5, changed_at = now(), \
-         next_attempt_at = now() + $6 * interval '1 millisecond' \
-     from due where l.id = due.id \
-     returning l.id, l.attempts, l.charged, l.suspected, \
-         l.attempts > 0 and exists (select 1 from attempts a \
-             where a.lead_id = l.id and a.outcome = 'uncertain') as in_doubt, \
-         extract(epoch from now() - l.budget_from)::float8 as age, l.body, l.trace";
+     select now() as looked_at, claimed.* from (values (1)) as once left join claimed on true";
 
 /// What keeps a lead that is leased, or not yet due, from being claimed.
 const IS_FREE: &str = "next_attempt_at <= now() and (lease is null)::int = 1";
+
+/// Leases that ran out; from where on: see [`look`](super::look).
+const EXPIRED: &str = "with expired as materialized ( \
+         select id, lease, leased_by, attempts, charged, next_attempt_at, \
+             extract(epoch from now() - budget_from)::float8 as age, \
+             extract(epoch from now() - changed_at)::float8 as since \
+         from leads \
+         where destination = $1 and state = 'pending' and next_attempt_at <= now() and (lease is null)::int = 0 \
+             and next_attempt_at >= coalesce($3, '-infinity') \
+         order by next_attempt_at limit $2 for update skip locked \
+     ) \
+     select now() as looked_at, expired.* from (values (1)) as once left join expired on true";
 
 /// A lead whose lease ran out before it was settled.
 #[derive(Debug, Clone)]
@@ -52,7 +76,8 @@ pub struct Expired {
 }
 
 impl Ledger {
-    /// Leases up to `limit` leads that are due, the longest due first, except `avoid`, and perhaps those that may have been posted.
+    /// Leases up to `limit` leads that are due, the longest due first, except `avoid`, and perhaps those that may have been posted. Where the last
+    /// claim left a backlog, half of them are those that fell due last: a retry does not wait behind a million that were requeued.
     ///
     /// # Errors
     /// That nothing was leased, or that nobody knows; then [`Ledger::release`] the token.
@@ -71,7 +96,11 @@ impl Ledger {
                 async move {
                     let leased_at = Instant::now();
                     let mut transaction = pool.begin().await?;
-                    let rows = sqlx::query(fault::without(Rule::Lease, CLAIM, IS_FREE))
+                    // One that leaves some out says nothing of what is left.
+                    let is_any = avoid.is_empty() && doubts == Doubts::Included;
+                    let began = Instant::now();
+                    let look = if is_any { ledger.looks.due.begin(limit, began) } else { Begun::by_itself(began) };
+                    let mut rows = sqlx::query(fault::without(Rule::Lease, CLAIM, IS_FREE))
                         .bind(&*ledger.destination)
                         .bind(&*avoid)
                         .bind(i64::try_from(limit).unwrap_or(i64::MAX))
@@ -79,12 +108,22 @@ impl Ledger {
                         .bind(lease.0)
                         .bind(millis(lease.1))
                         .bind(doubts == Doubts::Included)
+                        .bind(look.floor)
+                        .bind(look.recent)
+                        .bind(i64::try_from(look.newest).unwrap_or(i64::MAX))
                         .fetch_all(&mut *transaction)
                         .await?;
+                    let (at, took) = (looked_at(&mut rows)?, began.elapsed());
                     if !rows.is_empty() {
                         fault::at(Point::Claiming);
                     }
                     transaction.commit().await?;
+                    if is_any {
+                        let due: Result<Vec<Option<OffsetDateTime>>, _> =
+                            rows.iter().map(|row| row.try_get("due_at")).collect();
+                        let last = due?.into_iter().flatten().max();
+                        ledger.looks.due.end(look, Found { at, took, is_more: rows.len() >= limit, last });
+                    }
                     if !rows.is_empty() {
                         fault::at(Point::Claimed);
                     }
@@ -142,20 +181,19 @@ impl Ledger {
                 let (ledger, decide) = (ledger.clone(), Arc::clone(&decide));
                 async move {
                     let mut transaction = pool.begin().await?;
-                    let rows = sqlx::query(
-                        "select id, lease, leased_by, attempts, charged, \
-                             extract(epoch from now() - budget_from)::float8 as age, \
-                             extract(epoch from now() - changed_at)::float8 as since \
-                         from leads \
-                         where destination = $1 and state = 'pending' and next_attempt_at <= now() and (lease is null)::int = 0 \
-                         order by next_attempt_at limit $2 for update skip locked",
-                    )
-                    .bind(&*ledger.destination)
-                    .bind(EXPIRED_BATCH)
-                    .fetch_all(&mut *transaction)
-                    .await?;
+                    let began = Instant::now();
+                    let look = ledger.looks.leases.begin(0, began);
+                    let mut rows = sqlx::query(EXPIRED)
+                        .bind(&*ledger.destination)
+                        .bind(EXPIRED_BATCH)
+                        .bind(look.floor)
+                        .fetch_all(&mut *transaction)
+                        .await?;
+                    let (at, took) = (looked_at(&mut rows)?, began.elapsed());
                     let mut expired = Vec::with_capacity(rows.len());
+                    let mut last = None;
                     for row in &rows {
+                        last = last.max(row.try_get("next_attempt_at")?);
                         let worker: String = row.try_get("leased_by")?;
                         expired.push((worker, of_expired(row, &*decide)?));
                     }
@@ -170,6 +208,8 @@ impl Ledger {
                         fault::at(Point::Expiring);
                     }
                     transaction.commit().await?;
+                    let is_more = rows.len() as i64 >= EXPIRED_BATCH;
+                    ledger.looks.leases.end(look, Found { at, took, is_more, last });
                     if !expired.is_empty() {
                         fault::at(Point::Expired);
                     }
@@ -260,6 +300,16 @@ fn of_expired(row: &PgRow, decide: &dyn Fn(&Expired) -> Next) -> Result<Settleme
         // Who knew it is gone.
         trace: None,
     })
+}
+
+/// When a look was, which its first row says though nothing was found; leaves only what was.
+fn looked_at(rows: &mut Vec<PgRow>) -> Result<OffsetDateTime, sqlx::Error> {
+    let first = rows.first().ok_or(sqlx::Error::RowNotFound)?;
+    let at = first.try_get("looked_at")?;
+    if first.try_get::<Option<Uuid>, _>("id")?.is_none() {
+        rows.clear();
+    }
+    Ok(at)
 }
 
 /// What is remembered of its message's trace.

@@ -4,6 +4,7 @@
 //!   Filter ──> one branch per state, each in the order of an index ──┐
 //!              (pending: leased and others are two)                  ├── merged by time ──> a page ──> the next one after its last lead
 //!              by id or email: those few leads ──────────────────────┘
+//!              (leased ones have no index by email or assistant, and are looked at one by one: they are few)
 //! ```
 //!
 //! # Rules
@@ -220,13 +221,15 @@ enum Branch {
     Ended(LeadState),
     /// Ended leads of this assistant.
     Of(Key),
+    /// Leads of this assistant that are pending and not leased.
+    Waiting(Key),
 }
 
 impl Branch {
     /// The time of its leads, as the index has it.
     fn at(&self) -> &'static str {
         match self {
-            Branch::Pending { .. } => "l.next_attempt_at",
+            Branch::Pending { .. } | Branch::Waiting(_) => "l.next_attempt_at",
             Branch::Ended(_) | Branch::Of(_) => "l.finished_at",
         }
     }
@@ -268,9 +271,9 @@ impl Search<'_> {
             between = " union all ";
         }
         for branch in self.branches(&states) {
-            // By id, pending leads are found as others are; by email, as they have no index by that, one by one.
+            // By id, leased leads are found as others are; by email one by one.
             let is_by_email = self.filter.ids.is_empty() && !self.filter.warned;
-            if !is_few || (is_by_email && matches!(branch, Branch::Pending { .. })) {
+            if !is_few || (is_by_email && matches!(branch, Branch::Pending { leased: true })) {
                 query.push(between);
                 self.push_branch(query, columns, &branch, &states, in_order);
                 between = " union all ";
@@ -287,7 +290,12 @@ impl Search<'_> {
     fn branches(&self, states: &[LeadState]) -> Vec<Branch> {
         let mut branches = Vec::new();
         if states.contains(&LeadState::Pending) {
-            branches.extend([true, false].map(|leased| Branch::Pending { leased }));
+            branches.push(Branch::Pending { leased: true });
+            if self.filter.assistants.is_empty() {
+                branches.push(Branch::Pending { leased: false });
+            } else {
+                branches.extend(self.filter.assistants.iter().copied().map(Branch::Waiting));
+            }
         }
         // Of an assistant's leads, most were delivered; those that ended otherwise are few, whoever's they are.
         if !self.filter.assistants.is_empty() && states.contains(&LeadState::Delivered) {
@@ -311,8 +319,12 @@ impl Search<'_> {
             query.push("array(select w.id from leads w where w.warning is not null and w.destination = ");
             query.push_bind(self.destination.to_owned()).push(")");
         } else {
-            // As the index says it, which the planner does not conclude from the other condition.
+            // As the indexes say it, which the planner does not conclude from the other condition.
             query.push("array(select e.id from leads e where e.state <> 'pending' and e.email_key is not null and e.email_key = any(");
+            query.push_bind(self.emails()).push(") union all select w.id from leads w ");
+            query.push(
+                "where w.state = 'pending' and w.lease is null and w.email_key is not null and w.email_key = any(",
+            );
             query.push_bind(self.emails()).push("))");
         }
         query.push(") and l.state || '' = any(").push_bind(names(states)).push(")");
@@ -348,15 +360,20 @@ impl Search<'_> {
                 // As above: another index has the same order.
                 query.push(" and l.state || '' = any(").push_bind(names(states)).push(")");
             }
+            Branch::Waiting(assistant) => {
+                query
+                    .push(" and l.state = 'pending' and l.lease is null and l.assistant_key = ")
+                    .push_bind(assistant.0);
+            }
         }
-        if !self.filter.assistants.is_empty() && !matches!(branch, Branch::Of(_)) {
+        if !self.filter.assistants.is_empty() && !matches!(branch, Branch::Of(_) | Branch::Waiting(_)) {
             query.push(" and l.assistant_key = any(").push_bind(self.assistants()).push(")");
         }
         if !self.filter.emails.is_empty() {
             query.push(" and l.email_key = any(").push_bind(self.emails()).push(")");
         }
         // Nothing ended before it was accepted; and an index can begin there.
-        if !matches!(branch, Branch::Pending { .. }) {
+        if !matches!(branch, Branch::Pending { .. } | Branch::Waiting(_)) {
             let bounds =
                 [(self.filter.since, " >= "), (self.filter.accepted_since, " >= "), (self.filter.until, " < ")];
             for (when, comparison) in bounds {

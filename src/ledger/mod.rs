@@ -36,6 +36,7 @@ mod identity;
 mod inspect;
 mod levels;
 mod list;
+mod look;
 mod model;
 mod pool;
 mod privacy;
@@ -79,6 +80,7 @@ pub use workers::{Beat, WorkerRecord};
 use crate::config;
 use crate::fault::{self, Point};
 use crate::reason::tls_hint;
+use look::Look;
 use pool::Pool;
 
 /// The migrations, embedded in the program.
@@ -191,6 +193,14 @@ pub struct Ledger {
     destination: Arc<str>,
     queue: Arc<str>,
     worker: Arc<str>,
+    looks: Arc<Looks>,
+}
+
+/// How far this handle has looked through pending leads.
+#[derive(Debug, Default)]
+struct Looks {
+    due: Look,
+    leases: Look,
 }
 
 impl Ledger {
@@ -204,6 +214,7 @@ impl Ledger {
             destination: settings.destination.name().into(),
             queue: settings.amqp.queue.as_str().into(),
             worker: worker.into(),
+            looks: Arc::default(),
         })
     }
 

@@ -94,6 +94,18 @@ impl Ledger {
     }
 }
 
+/// How many leads are leased, of so many.
+async fn leased(pool: &PgPool, destination: &str) -> Result<i64, sqlx::Error> {
+    sqlx::query_scalar(
+        "select count(*) from (select 1 from leads where destination = $1 and state = 'pending' and (lease is null)::int = 0 \
+             limit $2) as x",
+    )
+    .bind(destination)
+    .bind(LOOKED_AT)
+    .fetch_one(pool)
+    .await
+}
+
 async fn status(pool: &PgPool, destination: &str) -> Result<Status, sqlx::Error> {
     let row = sqlx::query(
         "select coalesce(sum(accepted), 0)::bigint as accepted, coalesce(sum(pending), 0)::bigint as pending, \
@@ -112,8 +124,7 @@ async fn status(pool: &PgPool, destination: &str) -> Result<Status, sqlx::Error>
     }
     let waiting = sqlx::query(
         "select \
-             (select count(*) from (select 1 from leads where destination = $1 and state = 'pending' and (lease is null)::int = 0 \
-                 limit $2) as x) as leased, \
+             (select coalesce(sum(pending), 0)::bigint from tallies where destination = $1) as pending, \
              (select count(*) from (select 1 from leads where destination = $1 and state = 'pending' and (lease is null)::int = 1 \
                  and next_attempt_at <= now() limit $2) as x) as due, \
              (select count(*) from (select 1 from leads where destination = $1 and state = 'pending' and (lease is null)::int = 1 \
@@ -161,13 +172,16 @@ async fn status(pool: &PgPool, destination: &str) -> Result<Status, sqlx::Error>
     });
     let count = |column: &str| waiting.try_get::<i64, _>(column);
     let (warnings, aside) = (count("warnings")?, count("aside")?);
-    let (mut leased, mut due, mut later) = (count("leased")?, count("due")?, count("later")?);
-    let pending = states.get(&LeadState::Pending).copied().unwrap_or(0);
-    // The tallies know the sum, so one of them may be any number.
+    // Of the same moment as the counts.
+    let pending = count("pending")?;
+    let (mut due, mut later) = (count("due")?, count("later")?);
+    // The tallies know the sum, so one of them may be any number, and leased ones need not be counted if the others were: each lead of late has
+    // left a dead entry among them, which a snapshot may keep there.
+    let mut leased =
+        if due < LOOKED_AT && later < LOOKED_AT { pending - due - later } else { leased(pool, destination).await? };
     let mut at_least = false;
     match (leased < LOOKED_AT, due < LOOKED_AT, later < LOOKED_AT) {
-        (true, true, true) => {}
-        (false, true, true) => leased = leased.max(pending - due - later),
+        (_, true, true) => leased = leased.max(0),
         (true, false, true) => due = due.max(pending - leased - later),
         (true, true, false) => later = later.max(pending - leased - due),
         _ => at_least = true,

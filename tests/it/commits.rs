@@ -18,9 +18,9 @@ use crate::support::{Running, World};
 
 /// What of a transaction's text stands in no other.
 const ACCEPT: &str = "insert into leads (id, destination, state, body, queue, message_id";
-const CLAIM: &str = "with due as";
+const CLAIM: &str = "with newest as";
 const SETTLE: &str = "with clock as";
-const EXPIRE: &str = "(lease is null)::int = 0 order by next_attempt_at";
+const EXPIRE: &str = "with expired as";
 const REQUEUE: &str = "with locked as";
 
 /// How the answer to a commit gets lost.

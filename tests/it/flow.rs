@@ -282,32 +282,40 @@ async fn until_shared(world: &World, workers: i64, per_s: f64) {
         .await;
 }
 
-/// Of this many posts in a row, how many there are in a second.
-async fn pace_of(world: &World, n: u64) -> f64 {
-    let journal = world.sandbox.journal();
-    let before = journal.counts().posts;
-    journal.wait_for(|pages| pages.counts().posts >= before + n, DEADLINE).await.unwrap();
-    let posts = journal.posts();
-    let (first, last) = (usize::try_from(before).unwrap() - 1, usize::try_from(before + n).unwrap() - 1);
-    n as f64 / (posts[last].received - posts[first].received).as_secs_f64()
+/// From now on the limit is used up, within 5 %: in most of the windows that follow each other. What falls due while the machine stands still is lost,
+/// so a busy one may spoil a window or two; what it holds up and lets go together is in one window or in the next. Of all together no more is lost
+/// than a tenth, and nothing is gained.
+async fn keeps_to(world: &World, rate: f64) {
+    const WINDOWS: u32 = 5;
+    const WINDOW: Duration = Duration::from_secs(4);
+    // From a post on, which is not counted.
+    let from = world.sandbox.journal().posts().last().unwrap().received;
+    tokio::time::sleep(WINDOW * WINDOWS).await;
+    let posts = world.sandbox.journal().posts();
+    let within = |from: Duration, span: Duration| {
+        let posts = posts.iter().filter(|post| post.received > from && post.received <= from + span).count();
+        posts as f64 / span.as_secs_f64() / rate
+    };
+    let paces: Vec<f64> = (0..WINDOWS).map(|n| within(from + WINDOW * n, WINDOW)).collect();
+    let kept = paces.iter().filter(|pace| (0.95..=1.05).contains(*pace)).count();
+    assert!(2 * kept > paces.len(), "of the limit were used, window by window: {paces:.2?}");
+    let all = within(from, WINDOW * WINDOWS);
+    assert!((0.9..=1.05).contains(&all), "of the limit were used: {all:.3}, window by window {paces:.2?}");
 }
 
-/// The limit is used up, within 5 %. What falls due while the machine stands still is lost, so a busy one has several tries.
-async fn keeps_to(world: &World, rate: f64) {
-    let mut paces = Vec::new();
-    let trying = async {
-        while paces.last().is_none_or(|pace| !(0.95 * rate..=1.05 * rate).contains(pace)) {
-            paces.push(pace_of(world, (5.0 * rate) as u64).await);
-        }
-    };
-    let kept = tokio::time::timeout(2 * DEADLINE, trying).await;
-    assert!(kept.is_ok(), "{paces:?} posts a second instead of {rate}");
+/// The most that workers may post in so long: what falls due, what each may save up, and what is held up on a busy machine and then let go.
+fn most_of(rate: f64, workers: f64, span: Duration) -> f64 {
+    const SAVED_S: f64 = 0.1;
+    const HELD_UP_S: f64 = 0.2;
+    rate * (span.as_secs_f64() + SAVED_S + HELD_UP_S) + workers
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn three_workers_keep_to_one_rate_limit_also_when_one_comes_and_when_one_is_killed() {
     const RATE: f64 = 60.0;
     const WORKERS: f64 = 3.0;
+    // Out of sight for 3.5 s, seen to be so at the next heartbeat, and said with the one after that; and some time for slow ones.
+    const SHARED_ANEW: Duration = Duration::from_secs(8);
     let world = World::new().await;
     world.sandbox.tune(|tuning| tuning.latency = Duration::from_millis(20));
     world.publish_many("ann", 200).await;
@@ -334,15 +342,21 @@ async fn three_workers_keep_to_one_rate_limit_also_when_one_comes_and_when_one_i
         keeps_to(&world, RATE).await;
         third.signal("KILL");
         third.ended().await;
+        let killed_at = tokio::time::Instant::now();
         until_shared(&world, 2, RATE / 2.0).await;
+        let shared = killed_at.elapsed();
+        assert!(shared < SHARED_ANEW, "the share of a worker that was killed lay idle for {shared:?}");
         keeps_to(&world, RATE).await;
         first.stop().await;
         second.stop().await;
         is_wanted.set(false);
     };
     tokio::join!(publishing, working);
-    let most = most_within(&world.sandbox.journal().posts(), Duration::from_secs(1));
-    assert!(most as f64 <= (RATE * 1.1 + WORKERS) * SLACK, "{most} posts within a second");
+    let posts = world.sandbox.journal().posts();
+    for span in [1, 5, 15].map(Duration::from_secs) {
+        let most = most_within(&posts, span);
+        assert!(most as f64 <= most_of(RATE, WORKERS, span), "{most} posts within {span:?}");
+    }
 
     world.expire_leases().await;
     let last = world.worker(&[]).await;
@@ -382,48 +396,6 @@ async fn leads_accepted_ahead_do_not_count_as_posts_under_way_when_the_api_is_bu
     world.until_count(LeadState::Delivered, 100).await;
     assert_eq!(world.number("select count(*) from attempts").await, 100, "the API with room for four had to refuse");
     world.finish(running).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn retries_that_are_due_and_fresh_leads_do_not_starve_each_other() {
-    for concurrency in [1, 2] {
-        let mut world = World::new().await;
-        world.settings.flow.concurrency = concurrency;
-        world.settings.flow.open_after = 10_000;
-        world.sandbox.faults().rule("due", Some(1), Fault::status(503));
-        let due = world.publish_many("due", 120).await;
-        let running = world.start().await;
-        world.until("all have met it", async || world.number("select count(*) from attempts").await == 120).await;
-        running.stop().await;
-        world.pass(Duration::from_secs(60)).await;
-        let fresh = world.publish_many("fresh", 120).await;
-        world.sandbox.journal().clear();
-        world.sandbox.tune(|tuning| tuning.latency = Duration::from_millis(4));
-        let running = world.start().await;
-        world.until_count(LeadState::Delivered, 240).await;
-
-        let order: Vec<bool> = world.sandbox.journal().posts().iter().map(is_fresh).collect();
-        assert_eq!(order.len(), due.len() + fresh.len());
-        // From when both kinds are there to when one of them is used up.
-        let from = order.iter().position(|fresh| *fresh).unwrap();
-        let last = |kind: bool| order.iter().rposition(|fresh| *fresh == kind).unwrap();
-        let both = order.get(from..last(true).min(last(false))).unwrap();
-        assert!(both.len() >= 60, "one kind was through before the other began: {order:?}");
-        for (at, some) in both.chunks_exact(20).enumerate() {
-            let fresh = some.iter().filter(|fresh| **fresh).count();
-            assert!(
-                (2..=18).contains(&fresh),
-                "concurrency {concurrency}: {fresh} of posts {} and the next 20",
-                at * 20
-            );
-        }
-        assert_eq!(running.stop().await, leadpost::worker::Stopped::Cleanly);
-        assert!(world.ledger.verify().await.unwrap().holds());
-    }
-}
-
-fn is_fresh(post: &Entry) -> bool {
-    post.email.as_deref().is_some_and(|email| email.starts_with("fresh"))
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -197,3 +197,126 @@ async fn a_page_reads_what_it_shows_and_a_person_is_found_among_many_leads() {
     .await;
     assert!((PAGE as i64..=PAGE as i64 + A_FEW).contains(&read), "an assistant's leads read {read}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_person_and_an_assistant_are_found_among_leads_of_all_states_and_many_that_wait() {
+    const PAGE: usize = 50;
+    const LEASED: i64 = 20;
+    let world = many().await;
+    world
+        .execute(
+            "update leads l set email_key = n, assistant_key = n % 100, finished_at = finished_at - n * interval '1 second', \
+                 next_attempt_at = next_attempt_at + n * interval '1 millisecond' \
+             from (select id, row_number() over (partition by state) as n from leads) as t where t.id = l.id",
+        )
+        .await;
+    // A few are being posted, also one of each.
+    world
+        .execute(
+            "update leads set lease = id, leased_by = 'w', next_attempt_at = now() + interval '2 minutes' \
+             where state = 'pending' and email_key < 20 or email_key = 107 and state = 'pending'",
+        )
+        .await;
+    world.execute("vacuum leads").await;
+    let count = async |filter: &Filter| world.ledger.count(Arc::new(filter.clone())).await.unwrap();
+    let list = async |ledger: &Ledger, filter: &Filter| {
+        ledger.list(Arc::new(filter.clone()), Order::NewestFirst, None, PAGE).await.unwrap().leads
+    };
+    for key in [7, 500] {
+        let of_one = Filter { emails: vec![Key(key)], ..Filter::default() };
+        let read = entries(&world, async |ledger| {
+            assert_eq!(list(ledger, &of_one).await.len(), 2, "one that waits or is posted, one that was delivered");
+        })
+        .await;
+        assert!((2..=LEASED + A_FEW).contains(&read), "the leads of person {key} read {read}");
+    }
+    let of_assistant = Filter { assistants: vec![Key(7)], ..Filter::default() };
+    let read = entries(&world, async |ledger| assert_eq!(list(ledger, &of_assistant).await.len(), PAGE)).await;
+    let most = LEASED + 2 * PAGE as i64 + 2 * A_FEW;
+    assert!((PAGE as i64..=most).contains(&read), "a page of an assistant's leads read {read}");
+    assert_eq!(count(&of_assistant).await as i64, (DUE + LATER + DELIVERED) / 100);
+    let waiting = Filter { assistants: vec![Key(7)], ..Filter::of_states(&[LeadState::Pending]) };
+    let read = entries(&world, async |ledger| {
+        let shown = list(ledger, &waiting).await;
+        assert!(shown.is_sorted_by_key(|listed| std::cmp::Reverse(listed.place.at)) && shown.len() == PAGE);
+    })
+    .await;
+    assert!((PAGE as i64..=most).contains(&read), "a page of those that wait read {read}");
+    assert_eq!(count(&waiting).await as i64, (DUE + LATER) / 100);
+}
+
+/// A session that still sees the ledger as it is now, as `leadpost verify` and `pg_dump` do: what is changed from now on leaves dead rows behind that
+/// nobody may clear away.
+async fn snapshot(world: &World) -> sqlx::Transaction<'static, sqlx::Postgres> {
+    let mut held = world.database.pool.begin().await.unwrap();
+    sqlx::query("set transaction isolation level repeatable read").execute(&mut *held).await.unwrap();
+    sqlx::query("select count(*) from leads").execute(&mut *held).await.unwrap();
+    held
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_somebody_keeps_an_old_snapshot_what_was_settled_since_is_not_read_again_at_every_look() {
+    const LOOKS: usize = 20;
+    // A stop of the machine may bring a look from the beginning or two.
+    const WHOLE: i64 = 5 * DUE;
+    let world = many().await;
+    world
+        .execute("update leads set lease = id, leased_by = 'w' where state = 'pending' and next_attempt_at <= now()")
+        .await;
+    world.execute("delete from leads where state = 'pending' and lease is null").await;
+    world.execute("vacuum leads").await;
+    let held = snapshot(&world).await;
+    world
+        .execute("update leads set state = 'delivered', finished_at = now(), next_attempt_at = null, lease = null, leased_by = null where lease is not null")
+        .await;
+    let expire = async |ledger: &Ledger| ledger.expire(|_: &_| unreachable!("none ran out")).await.unwrap();
+    let read = read_by(&world, async |ledger| {
+        for _ in 0..LOOKS {
+            assert!(expire(ledger).await.is_empty());
+        }
+    })
+    .await;
+    assert!((DUE..=WHOLE).contains(&read.pending), "{LOOKS} searches for leases that ran out: {read:?}");
+
+    let read = read_by(&world, async |ledger| {
+        let waiting = ledger.status().await.unwrap().waiting;
+        assert_eq!((waiting.leased, waiting.due, waiting.later), (0, 0, 0));
+    })
+    .await;
+    assert!(read.pending <= A_FEW, "the status: {read:?}");
+    held.rollback().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_somebody_keeps_an_old_snapshot_a_backlog_is_claimed_without_reading_again_what_was_claimed() {
+    const CLAIMS: i64 = 60;
+    const EACH: i64 = 100;
+    let world = many().await;
+    let held = snapshot(&world).await;
+    let claim = async |ledger: &Ledger, limit: i64| {
+        let lease = (Uuid::new_v4(), Duration::from_secs(3600));
+        ledger.claim(limit as usize, lease, Vec::new(), Doubts::Included).await.unwrap()
+    };
+    let read = read_by(&world, async |ledger| {
+        for _ in 0..CLAIMS {
+            assert_eq!(claim(ledger, EACH).await.len() as i64, EACH);
+        }
+    })
+    .await;
+    // From the beginning each time, it would be half the square of that: 180,000.
+    let claimed = CLAIMS * EACH;
+    assert!((claimed..=8 * claimed).contains(&read.pending), "{read:?}");
+
+    // What comes to be due before all that was looked through is found when it is looked from the beginning again.
+    let ledger = world.handle("late");
+    claim(&ledger, EACH).await;
+    let late = "update leads set next_attempt_at = now() - interval '1 day' \
+                where id = (select id from leads where next_attempt_at > now() and lease is null limit 1) returning id";
+    let late: Uuid = sqlx::query_scalar(late).fetch_one(&world.database.pool).await.unwrap();
+    world
+        .until("what was written late is claimed", async || {
+            claim(&ledger, 1).await.iter().any(|claimed| claimed.leased.id.0 == late)
+        })
+        .await;
+    held.rollback().await.unwrap();
+}
