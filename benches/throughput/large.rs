@@ -41,8 +41,15 @@ struct Setting<'a> {
 
 /// Prints a line for each thing that is measured.
 pub async fn compare(leadpost: &Path, servers: &Servers, args: &Args, leads: u64) -> anyhow::Result<()> {
-    let scene =
-        Scene { leadpost, servers, args, who: Who::Leadpost(1), delay: Duration::ZERO, load: Load::Filled(LEADS) };
+    let scene = Scene {
+        leadpost,
+        servers,
+        args,
+        who: Who::Leadpost(1),
+        delay: Duration::ZERO,
+        load: Load::Filled(LEADS),
+        set: &[],
+    };
     println!("| ledger of {leads} leads | |\n|---|---:|");
     // The first run of all is slower, whichever it is.
     scene.play().await?;
@@ -70,6 +77,7 @@ pub async fn compare(leadpost: &Path, servers: &Servers, args: &Args, leads: u64
         );
         setting.looks(&mut ledger).await?;
         setting.counts()?;
+        setting.removal(&scene, &mut ledger).await?;
         setting.backlog(&mut ledger, leads / EXHAUSTED, &args.log).await?;
         setting.publish(leads / EXHAUSTED)
     };
@@ -224,6 +232,29 @@ impl Setting<'_> {
         Ok(())
     }
 
+    /// Do leads that come wait for those that are removed?
+    async fn removal(&self, scene: &Scene<'_>, ledger: &mut PgConnection) -> anyhow::Result<()> {
+        let load = Load::Stream { per_s: 1_000, seconds: 30 };
+        let delay = Duration::from_millis(20);
+        let settings: [(&str, &[&str]); 2] =
+            [("no lead is removed", &[]), ("leads of over 30 days are removed", &["retention.delivered_days=30"])];
+        for (what, set) in settings {
+            let leads = "select coalesce(sum(accepted), 0)::bigint from tallies";
+            let before: i64 = sqlx::query_scalar(leads).fetch_one(&mut *ledger).await?;
+            let row = Scene { delay, load, set, ..*scene }.play_on(self.stage).await?;
+            let after: i64 = sqlx::query_scalar(leads).fetch_one(&mut *ledger).await?;
+            let latency = row.latency_ms.context("a stream has latencies")?;
+            println!(
+                "| 1000/s, API 20 ms, while {what} ({}), p50 / p99 / most | {:.0} / {:.0} / {:.0} ms |",
+                before + i64::try_from(row.leads)? - after,
+                latency.p50,
+                latency.p99,
+                latency.most
+            );
+        }
+        Ok(())
+    }
+
     /// So many leads are sent again together; what do fresh ones wait for behind them?
     async fn backlog(&self, ledger: &mut PgConnection, due: u64, log: &str) -> anyhow::Result<()> {
         let (took, peak) =
@@ -232,7 +263,7 @@ impl Setting<'_> {
         println!("| with those due: | |");
         self.looks(ledger).await?;
         let (_sandbox, api) = sandbox(self.leadpost, &["--latency-ms", "20"])?;
-        let mut worker = worker(self.leadpost, self.servers, &self.stage.name, &api, (64, 64), log)?;
+        let mut worker = worker(self.leadpost, self.servers, &self.stage.name, &api, (64, 64), log, &[])?;
         tokio::time::sleep(Duration::from_secs(3)).await;
         let retried = "select coalesce(sum(pending), 0)::bigint from tallies";
         let before: i64 = sqlx::query_scalar(retried).fetch_one(&mut *ledger).await?;

@@ -134,7 +134,7 @@ async fn run(
     let stage = Stage::set(servers).await?;
     publish(&stage.channel, &stage.name, 0..api.most_per_s * (until.as_secs() + 3), None).await?;
     let (_sandbox, url) = sandbox(leadpost, api.options)?;
-    let mut worker = worker(leadpost, servers, &stage.name, &url, posts, "warn")?;
+    let mut worker = worker(leadpost, servers, &stage.name, &url, posts, "warn", &[])?;
     while counted(&url, "posts").await? == 0 {
         ensure!(worker.is_running()?, "the worker has ended by itself");
         tokio::time::sleep(Duration::from_millis(5)).await;

@@ -22,6 +22,7 @@ mod report;
 mod scene;
 mod servers;
 mod tls;
+mod variants;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -85,6 +86,10 @@ struct Args {
     #[arg(long, default_value = "info")]
     log: String,
 
+    /// Compare, instead, what choices in the ledger's tables cost a lead
+    #[arg(long)]
+    variants: bool,
+
     /// Leave out the two loops that the worker is compared with
     #[arg(long)]
     alone: bool,
@@ -134,6 +139,11 @@ async fn run(args: Args) -> anyhow::Result<()> {
         servers.down();
         return Ok(());
     }
+    if args.variants {
+        variants::compare(&servers, args.leads).await?;
+        servers.down();
+        return Ok(());
+    }
     if let Some(leads) = args.ledger {
         large::compare(&leadpost, &servers, &args, leads).await?;
         servers.down();
@@ -156,6 +166,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
                     who,
                     delay,
                     load: Load::Filled(leads),
+                    set: &[],
                 };
                 report.add(scene.play().await.with_context(|| scene.name())?);
             }
@@ -165,8 +176,15 @@ async fn run(args: Args) -> anyhow::Result<()> {
         for delay in [0, 20] {
             let load = Load::Stream { per_s: args.stream, seconds: args.stream_seconds };
             let delay = Duration::from_millis(delay);
-            let scene =
-                Scene { leadpost: &leadpost, servers: &servers, args: &args, who: Who::Leadpost(1), delay, load };
+            let scene = Scene {
+                leadpost: &leadpost,
+                servers: &servers,
+                args: &args,
+                who: Who::Leadpost(1),
+                delay,
+                load,
+                set: &[],
+            };
             report.add(scene.play().await.with_context(|| scene.name())?);
         }
     }

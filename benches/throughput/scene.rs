@@ -66,6 +66,7 @@ pub enum Load {
     },
 }
 
+#[derive(Clone, Copy)]
 pub struct Scene<'a> {
     pub leadpost: &'a Path,
     pub servers: &'a Servers,
@@ -73,6 +74,8 @@ pub struct Scene<'a> {
     pub who: Who,
     pub delay: Duration,
     pub load: Load,
+    /// What workers are configured with besides, as `--set` has it.
+    pub set: &'a [&'a str],
 }
 
 /// Ends a process when it is dropped.
@@ -289,7 +292,7 @@ impl Scene<'_> {
             Who::Leadpost(_) => {
                 let most = self.in_flight();
                 let least = if self.args.adaptive { 1 } else { most };
-                return worker(self.leadpost, self.servers, name, api, (least, most), &self.args.log);
+                return worker(self.leadpost, self.servers, name, api, (least, most), &self.args.log, self.set);
             }
             Who::Bare => None,
             Who::Usual => Some(self.servers.url_of(Some(name))?),
@@ -372,10 +375,12 @@ pub fn worker(
     api: &str,
     (least, most): (usize, usize),
     log: &str,
+    set: &[&str],
 ) -> anyhow::Result<Running> {
     let mut command = Command::new(leadpost);
     command.args(["run", "--admin", "127.0.0.1:0", "--queue", name, "--set", &format!("log.filter={log}")]);
     command.args(["--concurrency", &most.to_string(), "--set", &format!("flow.min_concurrency={least}")]);
+    command.args(set.iter().flat_map(|set| ["--set", *set]));
     let variables = std::env::vars_os().filter(|(name, _)| !name.to_string_lossy().starts_with("LEADPOST_"));
     command.env_clear().envs(variables);
     let (amqp_url, database_url) = (servers.amqp_url.clone(), servers.url_of(Some(name))?);

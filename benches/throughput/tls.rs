@@ -90,7 +90,8 @@ pub async fn compare(leadpost: &Path, args: &Args) -> anyhow::Result<()> {
             for _ in 0..args.runs {
                 for encrypted in [None, Some(encrypted.clone())] {
                     servers.encrypted = encrypted;
-                    let scene = Scene { leadpost, servers: &servers, args, who: Who::Leadpost(1), delay, load };
+                    let scene =
+                        Scene { leadpost, servers: &servers, args, who: Who::Leadpost(1), delay, load, set: &[] };
                     report.add(scene.play().await?);
                 }
             }

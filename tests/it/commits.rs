@@ -19,7 +19,8 @@ use crate::support::{Running, World};
 /// What of a transaction's text stands in no other.
 const ACCEPT: &str = "insert into leads (id, destination, state, body, queue, message_id";
 const CLAIM: &str = "with newest as";
-const SETTLE: &str = "with clock as";
+/// A settlement is one statement, and commits with it: first it is said, and then sent with its values, which have the name of the outcome.
+const SETTLE: [&str; 2] = ["with clock as", "delivered"];
 const EXPIRE: &str = "with expired as";
 const REQUEUE: &str = "with locked as";
 
@@ -62,8 +63,12 @@ async fn proxied() -> (World, Proxy) {
 
 /// A handle whose next transaction with this in its text loses the answer to its commit.
 fn unlucky(world: &World, proxy: &Proxy, loss: Loss, text: &str) -> Ledger {
+    unlucky_at(world, proxy, loss, &[text, "COMMIT"])
+}
+
+fn unlucky_at(world: &World, proxy: &Proxy, loss: Loss, texts: &[&str]) -> Ledger {
     proxy.heal();
-    proxy.set_times(Up, loss.of(&[text, "COMMIT"]), 1);
+    proxy.set_times(Up, loss.of(texts), 1);
     // Its connections are new: they say each statement in full.
     world.handle("unlucky")
 }
@@ -129,7 +134,7 @@ async fn a_settlement_whose_answer_was_lost_is_written_once_however_often_it_is_
         let id = LeadId(Uuid::new_v4());
         let fates = accept(&world.handle("unlucky"), &[arrival(id, &World::lead("ann"))], Uuid::new_v4()).await;
         let settlements: Arc<[Settlement]> = Arc::new([settlement(&leased(&fates)[0], LeadState::Delivered)]);
-        let ledger = unlucky(&world, &proxy, loss, SETTLE);
+        let ledger = unlucky_at(&world, &proxy, loss, &SETTLE);
         assert_unknown(loss, ledger.settle(Arc::clone(&settlements), false, OnLock::Wait).await);
         let expected = if loss.is_committed() { LeadState::Delivered } else { LeadState::Pending };
         assert_eq!(world.state(id).await, Some(expected), "{loss:?}");
@@ -332,7 +337,7 @@ async fn a_worker_that_loses_the_answers_to_its_settlements_writes_each_attempt_
     join_all(Loss::ALL.map(async |loss| {
         let (world, proxy) = proxied().await;
         world.sandbox.faults().rule("again", Some(1), ApiFault::status(503));
-        proxy.set_times(Up, loss.of(&[SETTLE, "COMMIT"]), 2);
+        proxy.set_times(Up, loss.of(&SETTLE), 2);
         let running = world.start().await;
         let mut ids = world.publish_many("p", 20).await;
         let again = world.publish_many("again", 3).await;
