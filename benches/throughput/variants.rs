@@ -3,7 +3,6 @@
 //! Partitions by time are not among them: the primary key of such a table has to contain the time, so no message could be recognized that
 //! comes again.
 
-use std::fmt::Display;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -95,10 +94,7 @@ async fn measure(servers: &Servers, stage: &Stage, name: &str, sql: &str, leads:
 
 impl Subject<'_> {
     /// What something costs for each lead, as it is told how many those were.
-    async fn measured(
-        &mut self,
-        work: impl AsyncFn(&Ledger) -> anyhow::Result<u64>,
-    ) -> anyhow::Result<impl Display + use<>> {
+    async fn measured(&mut self, work: impl AsyncFn(&Ledger) -> anyhow::Result<u64>) -> anyhow::Result<String> {
         let (cpu, wal) = (self.servers.postgres_cpu(), self.wal().await?);
         let began = Instant::now();
         let leads = work(&self.ledger).await?;

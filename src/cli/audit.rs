@@ -2,6 +2,7 @@
 
 use super::{Exit, Output, ledger, moment, print_bytes, print_json, say, table};
 use crate::config::Source;
+use crate::lead::mask_text;
 use crate::ledger::{Audited, HOLD_LIFT};
 
 /// Show who lifted a hold, redacted answers or was shown personal data, when and why; the newest first
@@ -45,5 +46,6 @@ fn row(audited: &Audited) -> Vec<String> {
         (HOLD_LIFT, None) => format!("{affected} leads became due"),
         _ => format!("was shown {affected} leads"),
     };
-    vec![moment(*at), by.clone(), command.clone(), what, reason.clone().unwrap_or_default()]
+    let reason = reason.as_deref().map(|reason| mask_text(reason).into_owned());
+    vec![moment(*at), by.clone(), command.clone(), what, reason.unwrap_or_default()]
 }

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use super::{Exit, Output, ago, is_confirmed, ledger, moment, print, print_json, say, who};
 use crate::config::Source;
+use crate::lead::mask_text;
 use crate::ledger::{HOLD_LIFT, Hold, Ledger, Lifted};
 
 /// How long workers are waited for until they know of it. They look every five seconds.
@@ -100,7 +101,7 @@ async fn show(args: &ShowArgs, ledger: &Ledger) -> anyhow::Result<Exit> {
         print(&format!("  {} for the end of a hold; leadpost hold lift makes them due", wait(held.waiting)))?;
     }
     if let Some(last) = last {
-        let why = last.reason.map(|reason| format!(": {reason}")).unwrap_or_default();
+        let why = last.reason.map(|reason| format!(": {}", mask_text(&reason))).unwrap_or_default();
         let until = last.until.map(|until| format!("; it would have ended {}", moment(until))).unwrap_or_default();
         print(&format!("  lifted last {} by {}{why}{until}", moment(last.at), last.by))?;
     }

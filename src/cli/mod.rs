@@ -44,8 +44,9 @@ use output::{Output, OutputError, ago, is_confirmed, moment, print, print_bytes,
 
 /// Threads for what blocks, each with a stack of its own ([`stack`]). They are used to look names of hosts up: one of each at a time for HTTP
 /// ([`crate::http`]), and one for each new connection to Postgres and RabbitMQ, which are few. Besides, one of them reads a file or waits for an
-/// editor, or for the last spans to be sent, which may need a name in its turn: so there are many more than ever wait.
-const BLOCKING: usize = 32;
+/// editor, or for the last spans to be sent, which may need a name in its turn. While names cannot be looked up, those that nobody waits for any
+/// more still take their time: so there are many more than wait otherwise.
+const BLOCKING: usize = 128;
 
 /// How a command ended, as its exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

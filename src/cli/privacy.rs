@@ -19,7 +19,7 @@ const NOT_REACHED: [&str; 5] = [
     "what the lead APIs were sent: ask those who run them",
     "backups of Postgres, its write-ahead log, and replicas that lag; freed pages until VACUUM",
     "leads whose address cannot be read: of other fields, written with JSON escapes, or known by a telephone number alone",
-    "files that were made by leadpost leads export, leadpost export, or by the producer of the messages",
+    "files that were made by leadpost leads export, leadpost export, leadpost leads edit, or by the producer of the messages",
 ];
 
 /// Erase what is personal of all leads of a person, in every destination of the ledger

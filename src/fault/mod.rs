@@ -53,7 +53,7 @@ pub enum Point {
     Answered,
     /// The API was asked whether an earlier post had arrived, and has answered.
     Queried,
-    /// The outcome is written, and not committed.
+    /// The outcome is not committed yet: written, or where that commits at once, about to be.
     Settling,
     /// It is committed.
     Settled,

@@ -36,6 +36,12 @@ impl Holds {
         [told, sharing, shared, own].into_iter().flatten().copied().max().filter(|until| *until > now)
     }
 
+    /// Whether it is the token endpoint alone that wants to be left alone.
+    pub(super) fn is_own(&self, now: Instant) -> bool {
+        let Self { told, sharing, shared, own: _, seen_at: _ } = self;
+        [told, sharing, shared].into_iter().flatten().all(|until| *until <= now)
+    }
+
     /// The API wants to be left alone until then, which others have to know.
     pub(super) fn tell(&mut self, until: Instant) {
         self.told = self.told.max(Some(until));

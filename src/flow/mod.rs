@@ -140,7 +140,9 @@ impl Flow {
     pub fn may_post(&self, is_probe: bool, now: Instant) -> Result<(), (Duration, Reason)> {
         let gate = self.lock();
         if let Some(until) = gate.holds.end(now) {
-            return Err((until - now, Reason::new("held", HELD)));
+            // Who lifts the API's hold does not lift that of the token endpoint, and asks for those who wait for the former by their code.
+            let code = if gate.holds.is_own(now) { "held_for_token" } else { "held" };
+            return Err((until - now, Reason::new(code, HELD)));
         }
         if is_probe || gate.circuit.is_closed() {
             return Ok(());

@@ -4,8 +4,10 @@
 //! after each interruption, would be a thousand look-ups of the same name, each in a thread that waits for its turn.
 //!
 //! # Rules
-//! - One look-up of a name at a time: whoever wants it meanwhile waits for the same answer. It goes on also when nobody waits any more.
+//! - One look-up of a name at a time: whoever wants it meanwhile waits for the same answer. It goes on also when nobody waits any more. One that has
+//!   no answer after [`STUCK`] is given up, and the next who asks begins another: the system's may wait for ever.
 //! - An answer is good for [`KEPT`] from when it was asked for, so that a change of the name is seen as soon; a failure is not kept.
+//! - A failure would be that of all who wait, and so many at a time look like an API that is gone: it is asked once more before it counts.
 //! - Addresses are no names: they do not come here.
 
 use std::collections::HashMap;
@@ -23,6 +25,12 @@ use tokio::time::Instant;
 
 /// So long an answer is good.
 const KEPT: Duration = Duration::from_secs(5);
+
+/// Longer than the usual resolver takes to give up (resolv.conf(5): three servers, twice five seconds each).
+const STUCK: Duration = Duration::from_secs(40);
+
+/// Before it is asked once more.
+const AGAIN: Duration = Duration::from_millis(200);
 
 type Answer = Result<Arc<[SocketAddr]>, Arc<io::Error>>;
 
@@ -64,7 +72,8 @@ impl Names {
 impl Asked {
     fn is_good(&self, now: Instant) -> bool {
         let has_failed = self.answer.peek().is_some_and(Result::is_err);
-        !self.task.is_finished() || (!has_failed && now < self.at + KEPT)
+        let good_for = if self.task.is_finished() { KEPT } else { STUCK };
+        !has_failed && now < self.at + good_for
     }
 }
 
@@ -72,7 +81,14 @@ impl Resolve for Names {
     fn resolve(&self, name: Name) -> Resolving {
         let answer = self.find(name.as_str(), Instant::now(), async |name: String| {
             tracing::debug!("looking up the name of a host");
-            Ok(tokio::net::lookup_host((name, 0)).await?.collect())
+            let look_up = async || Ok(tokio::net::lookup_host((name.as_str(), 0)).await?.collect());
+            match look_up().await {
+                Err(_) => {
+                    tokio::time::sleep(AGAIN).await;
+                    look_up().await
+                }
+                found => found,
+            }
         });
         Box::pin(async move {
             let addresses = answer.await?;
@@ -132,7 +148,7 @@ mod tests {
         let (system, now) = (System::new(), Instant::now());
         let waiting: Vec<_> = (0..1_000).map(|_| system.find("api", now)).collect();
         // However long it takes: a second one would be no faster.
-        let others: Vec<_> = (0..1_000).map(|_| system.find("api", now + 10 * KEPT)).collect();
+        let others: Vec<_> = (0..1_000).map(|_| system.find("api", now + STUCK - Duration::from_millis(1))).collect();
         let of_another = system.find("login", now);
         system.answer(2);
         for answer in waiting.into_iter().chain(others) {
@@ -140,6 +156,16 @@ mod tests {
         }
         assert_eq!(answered(of_another).await, Ok(2));
         assert_eq!(system.asked(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_look_up_without_an_answer_is_given_up_in_the_end() {
+        let (system, now) = (System::new(), Instant::now());
+        let stuck = system.find("api", now);
+        let another = system.find("api", now + STUCK);
+        system.answer(2);
+        assert_eq!(system.asked(), 0, "none has begun");
+        assert_eq!((answered(stuck).await, answered(another).await), (Ok(1), Ok(2)));
     }
 
     #[tokio::test]

@@ -21,7 +21,7 @@ const BATCH: usize = 1_000;
 /// end of a post and its settlement passes some time. $1: the destination.
 const WAITING: &str = "destination = $1 and state = 'pending' and (lease is null)::int = 1 and next_attempt_at > now() \
      and (code = 'held' or exists (select 1 from attempts a where a.lead_id = leads.id and a.number = leads.attempts \
-         and a.code = leads.code and a.retry_after_ms > 0 and leads.next_attempt_at \
+         and a.outcome = 'retry' and a.code = leads.code and a.retry_after_ms > 0 and leads.next_attempt_at \
              < a.started_at + (a.duration_ms + a.retry_after_ms) * interval '1 millisecond' + interval '10 seconds'))";
 
 /// Of these, those for which a hold is to blame that was lifted: answered before; or handed back before, or by a worker that did not know yet.
@@ -181,12 +181,16 @@ impl Ledger {
     }
 }
 
+/// With `locked`, no heartbeat changes it, or that there is none, before the end of the transaction.
 async fn hold(connection: &mut PgConnection, destination: &str, locked: bool) -> Result<Option<Hold>, sqlx::Error> {
+    if locked {
+        sqlx::query("insert into destinations (name) values ($1) on conflict (name) do update set held_until = destinations.held_until")
+            .bind(destination)
+            .execute(&mut *connection)
+            .await?;
+    }
     let hold = "select held_until, extract(epoch from held_until - now())::float8 from destinations \
          where name = $1 and held_until > now()";
-    let row = sqlx::query(sqlx::AssertSqlSafe(format!("{hold}{}", if locked { " for update" } else { "" })))
-        .bind(destination)
-        .fetch_optional(connection)
-        .await?;
+    let row = sqlx::query(hold).bind(destination).fetch_optional(connection).await?;
     row.map(|row| Ok(Hold { until: row.try_get(0)?, for_s: row.try_get(1)? })).transpose()
 }

@@ -15,8 +15,8 @@
 //! that is over.
 //!
 //! # Rules
-//! - Every write is an explicit `begin … commit` in a task of its own that nobody cancels: a cancelled sqlx future can leave its
-//!   connection inside a transaction, and what is written there later is lost without an error.
+//! - Every write is an explicit `begin … commit`, or one statement, in a task of its own that nobody cancels: a cancelled sqlx future can leave
+//!   its connection inside a transaction, and what is written there later is lost without an error.
 //! - Whoever waits, waits with a limit; whoever is tired of waiting leaves the task alone, distrusts the pool and gets an
 //!   error that means "unknown". All writes can be repeated after it.
 //! - A settlement carries its lease. If the row has another one by now, nothing changes: that is a value, not an error.

@@ -10,7 +10,7 @@ use super::each::Each;
 pub const OTHER: &str = "other";
 
 /// The codes, each with a series of its own.
-pub const CODES: [&str; 73] = [
+pub const CODES: [&str; 74] = [
     // What the API answers.
     "http_301",
     "http_302",
@@ -78,6 +78,7 @@ pub const CODES: [&str; 73] = [
     "logged_out",
     // Ourselves.
     "held",
+    "held_for_token",
     "circuit_open",
     "stopped",
     "lease_short",

@@ -114,8 +114,12 @@ pub(super) async fn run(args: EditArgs, source: &Source, ledger: &Ledger) -> any
         reason: args.reason,
     };
     let edited = ledger.edit(edit).await;
-    if matches!(edited, Ok(Edited::Changed)) && ledger.show(args.id).await?.is_some_and(|lead| lead.erased_at.is_some())
-    {
+    let is_erased = match &edited {
+        // Of what cannot be asked, nothing is thrown away.
+        Ok(Edited::Changed) => matches!(ledger.show(args.id).await, Ok(Some(lead)) if lead.erased_at.is_some()),
+        _ => false,
+    };
+    if is_erased {
         bail!(
             "what was personal of this lead was erased meanwhile; nothing was changed, and what you wrote is not kept"
         );

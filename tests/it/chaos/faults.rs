@@ -9,7 +9,7 @@ use sqlx::{Connection as _, PgConnection};
 use tokio::time::Instant;
 
 use super::{Campaign, LEASE, refuse_some};
-use crate::support::proxy::{Direction, Fault as Harm, Proxy};
+use crate::support::proxy::{Direction, EXECUTE, Fault as Harm, Proxy};
 
 const TERMINATE: &str =
     "select pg_terminate_backend(pid) from pg_stat_activity where application_name like 'leadpost %'";
@@ -375,7 +375,10 @@ impl Campaign {
             Fault::Stalled(line, direction) => self.harm(line, direction, Harm::Stall, lasts).await,
             Fault::CutWithin(line, direction) => self.harm(line, direction, Harm::CutWithin(0..5_000), lasts).await,
             Fault::CommitLost => {
-                self.harm(Side::Postgres, Direction::Up, Harm::lose_answer(&["COMMIT"]), lasts).await;
+                // A settlement commits without saying so.
+                let texts: [&[&str]; 2] = [&["COMMIT"], &["delivered", EXECUTE]];
+                let texts = texts[usize::from(self.draw(0..2) == 1)];
+                self.harm(Side::Postgres, Direction::Up, Harm::lose_answer(texts), lasts).await;
             }
         }
     }

@@ -98,6 +98,9 @@ fn bytes(texts: &[&str]) -> Vec<Vec<u8>> {
     texts.iter().map(|text| text.as_bytes().to_vec()).collect()
 }
 
+/// What asks Postgres to carry out the statement whose values came before it (Execute, of the unnamed portal and without a limit of rows).
+pub const EXECUTE: &str = "E\0\0\0\t\0\0\0\0\0";
+
 /// Which connections a fault may strike.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reach {
