@@ -11,7 +11,8 @@
 //! ```
 //!
 //! Additive increase and multiplicative decrease, as TCP has it, with two things added: where it was too much last time is remembered, as in
-//! CUBIC (RFC 9438), so that most of the time is spent close to it; and a latency that rises is a sign as well, as in Vegas.
+//! CUBIC (RFC 9438), so that most of the time is spent close to it; and a latency that rises is a sign as well, as in Vegas. No crate does that: the
+//! nearest, `congestion-limiter` 0.1.0, remembers no such place, and wraps each call in a future of its own.
 //!
 //! # Rules
 //! - Between a floor and a ceiling. Where both are the same number, as they are unless `flow.min_concurrency` says otherwise, that is it.
