@@ -25,7 +25,7 @@ pub(super) struct AuditArgs {
 pub(super) async fn run(args: &AuditArgs, source: &Source) -> anyhow::Result<Exit> {
     let ledger = ledger(&source.read()?, "audit")?;
     ledger.check_schema().await?;
-    let audited = ledger.audit(None, args.limit).await?;
+    let audited: Vec<Audited> = ledger.audit(None, args.limit).await?.into_iter().map(masked).collect();
     if args.output == Output::Json {
         print_json(&audited)?;
     } else if audited.is_empty() {
@@ -46,6 +46,10 @@ fn row(audited: &Audited) -> Vec<String> {
         (HOLD_LIFT, None) => format!("{affected} leads became due"),
         _ => format!("was shown {affected} leads"),
     };
-    let reason = reason.as_deref().map(|reason| mask_text(reason).into_owned());
-    vec![moment(*at), by.clone(), command.clone(), what, reason.unwrap_or_default()]
+    vec![moment(*at), by.clone(), command.clone(), what, reason.clone().unwrap_or_default()]
+}
+
+/// Without the addresses that people write into their reasons.
+pub(super) fn masked(audited: Audited) -> Audited {
+    Audited { reason: audited.reason.map(|reason| mask_text(&reason).into_owned()), ..audited }
 }

@@ -7,9 +7,9 @@ use serde_json::json;
 use time::OffsetDateTime;
 use tokio::time::Instant;
 
+use super::audit::masked;
 use super::{Exit, Output, ago, is_confirmed, ledger, moment, print, print_json, say, who};
 use crate::config::Source;
-use crate::lead::mask_text;
 use crate::ledger::{HOLD_LIFT, Hold, Ledger, Lifted};
 
 /// How long workers are waited for until they know of it. They look every five seconds.
@@ -85,7 +85,7 @@ pub(super) async fn run(command: HoldCommand, source: &Source) -> anyhow::Result
 
 async fn show(args: &ShowArgs, ledger: &Ledger) -> anyhow::Result<Exit> {
     let held = ledger.held().await?;
-    let last = ledger.audit(Some(HOLD_LIFT), 1).await?.pop();
+    let last = ledger.audit(Some(HOLD_LIFT), 1).await?.pop().map(masked);
     if args.output == Output::Json {
         let destination = ledger.destination();
         print_json(
@@ -101,7 +101,7 @@ async fn show(args: &ShowArgs, ledger: &Ledger) -> anyhow::Result<Exit> {
         print(&format!("  {} for the end of a hold; leadpost hold lift makes them due", wait(held.waiting)))?;
     }
     if let Some(last) = last {
-        let why = last.reason.map(|reason| format!(": {}", mask_text(&reason))).unwrap_or_default();
+        let why = last.reason.map(|reason| format!(": {reason}")).unwrap_or_default();
         let until = last.until.map(|until| format!("; it would have ended {}", moment(until))).unwrap_or_default();
         print(&format!("  lifted last {} by {}{why}{until}", moment(last.at), last.by))?;
     }

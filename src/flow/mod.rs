@@ -43,6 +43,7 @@ use share::Share;
 
 /// What a hold is, in words.
 const HELD: &str = "the destination asked to be left alone (Retry-After)";
+const HELD_FOR_TOKEN: &str = "the token endpoint asked to be left alone (Retry-After)";
 
 /// A hold that ends by so much sooner was lifted. Less is the difference of two clocks.
 const LIFTED: Duration = Duration::from_secs(1);
@@ -141,8 +142,11 @@ impl Flow {
         let gate = self.lock();
         if let Some(until) = gate.holds.end(now) {
             // Who lifts the API's hold does not lift that of the token endpoint, and asks for those who wait for the former by their code.
-            let code = if gate.holds.is_own(now) { "held_for_token" } else { "held" };
-            return Err((until - now, Reason::new(code, HELD)));
+            let reason = match gate.holds.is_own(now) {
+                true => Reason::new("held_for_token", HELD_FOR_TOKEN),
+                false => Reason::new("held", HELD),
+            };
+            return Err((until - now, reason));
         }
         if is_probe || gate.circuit.is_closed() {
             return Ok(());
