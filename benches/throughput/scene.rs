@@ -433,6 +433,13 @@ pub async fn counted(api: &str, name: &str) -> anyhow::Result<u64> {
     summary[name].as_u64().with_context(|| format!("the sandbox does not say how many {name}"))
 }
 
+/// A lead as it goes out as it came.
+pub fn lead(n: u64) -> String {
+    format!(
+        r#"{{"name":"Ann","lastName":"Number {n}","email":"ann.{n}@example.com","phone":"+15550100","source":"Website","context":"Asked for a quote on the pricing page and would like to be called in the afternoon.","assistantId":61,"company":"Example Ltd"}}"#
+    )
+}
+
 /// Publishes leads, at this rate or as fast as it goes. Says when each was handed to RabbitMQ, in seconds since 1970.
 pub async fn publish(
     channel: &Channel,
@@ -448,9 +455,7 @@ pub async fn publish(
             tokio::time::sleep_until(start + Duration::from_secs_f64(n as f64 / per_s as f64)).await;
         }
         let id = Uuid::new_v4();
-        let body = format!(
-            r#"{{"name":"Ann","lastName":"Number {n}","email":"ann.{n}@example.com","phone":"+15550100","source":"Website","context":"Asked for a quote on the pricing page and would like to be called in the afternoon.","assistantId":61,"company":"Example Ltd"}}"#
-        );
+        let body = lead(n);
         let properties = BasicProperties::default().with_delivery_mode(2).with_message_id(id.to_string().into());
         if per_s.is_some() {
             published.insert(id, SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs_f64());

@@ -15,7 +15,7 @@ use leadpost::ledger::{
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use crate::scene::{Stage, execute};
+use crate::scene::{Stage, execute, lead};
 use crate::servers::Servers;
 
 /// As many as a busy worker accepts at a time, when the API answers at once.
@@ -154,9 +154,7 @@ async fn carry(ledger: &Ledger, numbers: std::ops::Range<u64>) -> anyhow::Result
 
 fn arrival(n: u64) -> Arrival {
     let id = LeadId(Uuid::new_v4());
-    let body = format!(
-        r#"{{"name":"Ann","lastName":"Number {n}","email":"ann.{n}@example.com","phone":"+15550100","source":"Website","context":"Asked for a quote on the pricing page and would like to be called in the afternoon.","assistantId":61,"company":"Example Ltd"}}"#
-    );
+    let body = lead(n);
     Arrival {
         id,
         keys: Keys::of_body(body.as_bytes()),
