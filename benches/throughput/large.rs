@@ -92,12 +92,12 @@ async fn fill(ledger: &mut PgConnection, leads: u64) -> anyhow::Result<i64> {
     execute(
         ledger,
         "alter table leads disable trigger user; set maintenance_work_mem = '1GB'; set synchronous_commit = off; \
-         create temp table index_ as select indexdef from pg_indexes where tablename in ('leads', 'attempts') and indexname not like '%_pkey'; \
+         create temp table index_ as select indexdef from pg_indexes where tablename in ('leads', 'other_attempts') and indexname not like '%_pkey'; \
          alter table replays drop constraint replays_lead_id_fkey; \
          alter table interventions drop constraint interventions_lead_id_fkey; \
-         alter table leads drop constraint leads_pkey; alter table attempts drop constraint attempts_pkey; \
+         alter table leads drop constraint leads_pkey; alter table other_attempts drop constraint attempts_pkey; \
          do $$ declare name text; begin \
-             for name in select indexname from pg_indexes where tablename in ('leads', 'attempts') loop execute 'drop index ' || name; end loop; \
+             for name in select indexname from pg_indexes where tablename in ('leads', 'other_attempts') loop execute 'drop index ' || name; end loop; \
          end $$",
     )
     .await?;
@@ -126,7 +126,7 @@ async fn fill(ledger: &mut PgConnection, leads: u64) -> anyhow::Result<i64> {
                          case n when {KNOWN} then {known} else hashtextextended(n::text, 0) end, (array[{assistants}]::bigint[])[n % 50 + 1] \
                      from made \
                  ) \
-                 insert into attempts (lead_id, number, lease, worker, started_at, duration_ms, outcome, charged, http_status, code) \
+                 insert into other_attempts (lead_id, number, lease, worker, started_at, duration_ms, outcome, charged, http_status, code) \
                  select id, number, id, 'worker-1', at, 20, \
                      case when number > n % 2 then case state when 'exhausted' then 'retry' else state end else 'retry' end, true, \
                      case when number > n % 2 and state = 'delivered' then 201 else 503 end, \
@@ -141,7 +141,7 @@ async fn fill(ledger: &mut PgConnection, leads: u64) -> anyhow::Result<i64> {
     eprintln!();
     execute(
         ledger,
-        "alter table leads add primary key (id); alter table attempts add primary key (lead_id, number); \
+        "alter table leads add primary key (id); alter table other_attempts add primary key (lead_id, number); \
          alter table replays add constraint replays_lead_id_fkey foreign key (lead_id) references leads (id) on delete cascade; \
          alter table interventions add constraint interventions_lead_id_fkey foreign key (lead_id) references leads (id) on delete cascade; \
          do $$ declare def text; begin for def in select indexdef from index_ loop execute def; end loop; end $$; \
@@ -153,7 +153,7 @@ async fn fill(ledger: &mut PgConnection, leads: u64) -> anyhow::Result<i64> {
     )
     .await?;
     execute(ledger, "vacuum (analyze, freeze) leads").await?;
-    execute(ledger, "vacuum (analyze, freeze) attempts").await?;
+    execute(ledger, "vacuum (analyze, freeze) other_attempts").await?;
     execute(ledger, "checkpoint").await?;
     let sql = "select pg_database_size(current_database())";
     Ok(sqlx::query_scalar(sql).fetch_one(ledger).await?)

@@ -289,7 +289,7 @@ impl Batch<'_> {
         const LOOK_UP: &str = "select l.id, l.state, l.body = t.body, coalesce(l.lease = $3, false), l.destination <> $4, l.attempts, l.replays, \
                  exists (select 1 from replays r where r.lead_id = l.id \
                      and case when r.body_before is not null then r.body_before = sha256(t.body) else false end), \
-                 exists (select 1 from attempts a where a.lead_id = l.id and a.lease = $3), \
+                 coalesce(l.posted_lease = $3, false) or exists (select 1 from other_attempts a where a.lead_id = l.id and a.lease = $3), \
                  exists (select 1 from interventions i where i.lead_id = l.id and i.body_before = sha256(t.body)) \
              from unnest($1::uuid[], $2::bytea[]) as t (id, body) join leads l on l.id = t.id \
              order by l.id for update of l";

@@ -35,7 +35,7 @@ const CLAIM: &str = "with newest as materialized ( \
          where destination = $1 and state = 'pending' and next_attempt_at <= now() and (lease is null)::int = 1 \
              and next_attempt_at >= coalesce($8, '-infinity') \
              and id <> all($2) and id <> all(array(select id from newest)) \
-             and ($7 or attempts = 0 or not exists (select 1 from attempts a \
+             and ($7 or attempts = 0 or not exists (select 1 from other_attempts a \
                  where a.lead_id = leads.id and a.outcome = 'uncertain')) \
          order by next_attempt_at limit $3 - (select count(*) from newest) for update skip locked \
      ), claimed as ( \
@@ -43,7 +43,7 @@ const CLAIM: &str = "with newest as materialized ( \
              next_attempt_at = now() + $6 * interval '1 millisecond' \
          from (select id, null as due_at from newest union all select id, next_attempt_at from oldest) as due where l.id = due.id \
          returning l.id, l.attempts, l.charged, l.suspected, \
-             l.attempts > 0 and exists (select 1 from attempts a \
+             l.attempts > 0 and exists (select 1 from other_attempts a \
                  where a.lead_id = l.id and a.outcome = 'uncertain') as in_doubt, \
              extract(epoch from now() - l.budget_from)::float8 as age, l.body, l.trace, due.due_at \
      ) \

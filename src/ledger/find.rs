@@ -18,6 +18,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::model::LeadState;
+use super::story::LAST_STATUS;
 use crate::lead::{Key, LeadId};
 
 /// The reason without what differs from lead to lead: addresses, ids, numbers, and what stands in quotes.
@@ -144,8 +145,7 @@ impl Filter {
             }
         }
         if !self.statuses.is_empty() {
-            let last =
-                "coalesce((select a.http_status from attempts a where a.lead_id = l.id and a.number = l.attempts), 0)";
+            let last = format!("coalesce({LAST_STATUS}, 0)");
             query.push(" and (false");
             for (from, to) in &self.statuses {
                 query.push(format_args!(" or {last} between ")).push_bind(*from).push(" and ").push_bind(*to);

@@ -20,7 +20,7 @@ const BATCH: usize = 1_000;
 /// Leads that wait for the end of a hold: handed back because of it, or answered so, and the schedule would have had them wait for less. Between the
 /// end of a post and its settlement passes some time. $1: the destination.
 const WAITING: &str = "destination = $1 and state = 'pending' and (lease is null)::int = 1 and next_attempt_at > now() \
-     and (code = 'held' or exists (select 1 from attempts a where a.lead_id = leads.id and a.number = leads.attempts \
+     and (code = 'held' or exists (select 1 from other_attempts a where a.lead_id = leads.id and a.number = leads.attempts \
          and a.outcome = 'retry' and a.code = leads.code and a.retry_after_ms > 0 and leads.next_attempt_at \
              < a.started_at + (a.duration_ms + a.retry_after_ms) * interval '1 millisecond' + interval '10 seconds'))";
 
@@ -28,7 +28,7 @@ const WAITING: &str = "destination = $1 and state = 'pending' and (lease is null
 /// $5: when it was lifted, $6: when it would have ended.
 const BEFORE: &str = "case when code = 'held' \
          then changed_at < $5 or next_attempt_at between $6 - interval '10 seconds' and $6 + interval '10 seconds' \
-         else exists (select 1 from attempts a where a.lead_id = leads.id and a.number = leads.attempts \
+         else exists (select 1 from other_attempts a where a.lead_id = leads.id and a.number = leads.attempts \
              and a.started_at + a.duration_ms * interval '1 millisecond' < $5) end";
 
 /// A hold.

@@ -11,9 +11,10 @@ use super::{Ledger, LedgerError, MIGRATIONS, Problem, applied, sqlstate};
 use crate::reason::chain;
 
 /// What a worker does to which table. With retention it deletes leads and their attempts as well.
-const RIGHTS: [(&str, &[&str]); 9] = [
+const RIGHTS: [(&str, &[&str]); 10] = [
     ("leads", &["select", "insert", "update"]),
-    ("attempts", &["select", "insert"]),
+    ("attempts", &["select"]),
+    ("other_attempts", &["select", "insert"]),
     ("replays", &["select", "insert"]),
     ("interventions", &["select"]),
     // Leads that were set aside are locked before they are taken, which is an update to Postgres.
@@ -25,7 +26,7 @@ const RIGHTS: [(&str, &[&str]); 9] = [
 ];
 
 /// The same for retention.
-const RIGHTS_OF_RETENTION: [(&str, &[&str]); 2] = [("leads", &["delete"]), ("attempts", &["update", "delete"])];
+const RIGHTS_OF_RETENTION: [(&str, &[&str]); 2] = [("leads", &["delete"]), ("other_attempts", &["update", "delete"])];
 
 /// What was found; `None`: it was not come to.
 #[derive(Debug, Clone, Default)]

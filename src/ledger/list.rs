@@ -8,7 +8,7 @@ use time::OffsetDateTime;
 
 use super::find::{Filter, IN_ORDER, NORMALIZED_REASON, Order, Place, Search};
 use super::model::LeadState;
-use super::story::{LEAD, LeadRecord, lead};
+use super::story::{LAST_STATUS, LEAD, LeadRecord, lead};
 use super::{Ledger, LedgerError};
 use crate::lead::LeadId;
 
@@ -88,10 +88,9 @@ impl Ledger {
         self.read_long("list leads", move |connection| {
             let (ledger, filter) = (ledger.clone(), Arc::clone(&filter));
             Box::pin(async move {
-                let search = Search { destination: &ledger.destination, filter: &filter, order, after, by: None, limit };
-                let columns = format!(
-                    "{LEAD}, l.body, (select a.http_status from attempts a where a.lead_id = l.id and a.number = l.attempts) as http_status"
-                );
+                let search =
+                    Search { destination: &ledger.destination, filter: &filter, order, after, by: None, limit };
+                let columns = format!("{LEAD}, l.body, {LAST_STATUS} as http_status");
                 let rows = search.rows(connection, &columns).await?;
                 let mut leads = Vec::with_capacity(rows.len());
                 for row in &rows {
@@ -161,7 +160,7 @@ impl Ledger {
                 };
                 let columns = format!(
                     "l.state, l.code, coalesce(l.finished_at, l.accepted_at) as since, {NORMALIZED_REASON} as said, \
-                     (select a.http_status from attempts a where a.lead_id = l.id and a.number = l.attempts) as http_status"
+                     {LAST_STATUS} as http_status"
                 );
                 let mut query = QueryBuilder::new(
                     "select state, code, http_status, said, count(*) as leads, min(since) as first, max(since) as last, \

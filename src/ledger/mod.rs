@@ -11,6 +11,9 @@
 //!      requeue, replay ───> pending, due at T <────────────────────┘
 //! ```
 //!
+//! Attempts have rows of their own (`other_attempts`), but for the first post of a lead if that delivers it, as mostly it does: that one is kept in the
+//! lead's row. The view `attempts` has all of them.
+//!
 //! A message whose lead somebody has locked, or that a rule of somebody's refuses, is set aside in a table of its own, and accepted when
 //! that is over.
 //!

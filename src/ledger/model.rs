@@ -246,6 +246,22 @@ pub struct Settlement {
     pub trace: Option<Arc<TraceContext>>,
 }
 
+impl Settlement {
+    /// The attempt that its lead's own row can keep: the first one, when that delivered it and left nothing else to say.
+    pub(super) fn first_post(&self) -> Option<&Attempt> {
+        let [attempt] = &*self.attempts else { return None };
+        let is_plain = attempt.request == RequestKind::Post
+            && attempt.outcome == "delivered"
+            && attempt.charged
+            && attempt.http_status.is_some()
+            && attempt.code.is_none()
+            && attempt.reason.is_none()
+            && attempt.answer.is_none()
+            && attempt.retry_after.is_none();
+        (self.attempts_before == 0 && is_plain).then_some(attempt)
+    }
+}
+
 /// What is next for a lead.
 #[derive(Debug, Clone)]
 pub enum Next {

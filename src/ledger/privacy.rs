@@ -433,7 +433,7 @@ async fn erase_rest(connection: &mut PgConnection, found: &Found, subject: &Subj
 
 async fn erase_answers(connection: &mut PgConnection, ids: &[Uuid]) -> Result<u64, sqlx::Error> {
     let gone = sqlx::query(
-        "update attempts set answer = null, reason = null \
+        "update other_attempts set answer = null, reason = null \
          where lead_id = any($1) and (answer is not null or reason is not null)",
     )
     .bind(ids)
@@ -451,7 +451,7 @@ async fn record(
     let Some(lead) = show(connection, id).await? else { return Ok(None) };
     let body: Vec<u8> =
         sqlx::query_scalar("select body from leads where id = $1").bind(id.0).fetch_one(&mut *connection).await?;
-    let answers = sqlx::query("select number, answer from attempts where lead_id = $1 and answer is not null")
+    let answers = sqlx::query("select number, answer from other_attempts where lead_id = $1 and answer is not null")
         .bind(id.0)
         .fetch_all(&mut *connection)
         .await?;

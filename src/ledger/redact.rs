@@ -43,7 +43,7 @@ impl Ledger {
                     let mut transaction = pool.begin().await?;
                     let rows = sqlx::query(
                         "with old as ( \
-                             select a.lead_id, a.number, a.started_at from attempts a join leads l on l.id = a.lead_id \
+                             select a.lead_id, a.number, a.started_at from other_attempts a join leads l on l.id = a.lead_id \
                              where l.destination = $4 and a.answer is not null and a.started_at < now() - $1 * interval '1 second' \
                                  and ($2::timestamptz is null or (a.started_at, a.lead_id, a.number) > ($2, $3, $5)) \
                              order by a.started_at, a.lead_id, a.number limit $6 for update of a skip locked \
@@ -52,7 +52,7 @@ impl Ledger {
                              where l.id = old.lead_id and l.attempts = old.number and l.state <> 'pending' \
                                  and l.lease is null and position(': ' in l.reason) > 0 \
                          ) \
-                         update attempts a set answer = null, reason = null from old \
+                         update other_attempts a set answer = null, reason = null from old \
                          where a.lead_id = old.lead_id and a.number = old.number \
                          returning a.started_at, a.lead_id, a.number",
                     )
@@ -129,7 +129,7 @@ impl Ledger {
             let ledger = ledger.clone();
             Box::pin(async move {
                 let count: i64 = sqlx::query_scalar(
-                    "select count(*) from attempts a join leads l on l.id = a.lead_id \
+                    "select count(*) from other_attempts a join leads l on l.id = a.lead_id \
                      where l.destination = $1 and a.answer is not null and a.started_at < now() - $2 * interval '1 second'",
                 )
                 .bind(ledger.destination.to_string())

@@ -8,7 +8,7 @@ use sqlx::PgConnection;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::model::{LeadState, Next, OnLock, Settlement};
+use super::model::{Attempt, LeadState, Next, OnLock, Settlement};
 use super::{Ledger, LedgerError, millis, trimmed};
 use crate::fault::{self, Point, Rule};
 use crate::lead::{LeadId, Violation};
@@ -167,6 +167,9 @@ pub(super) struct Write<'a> {
     remote_sub_states: Vec<Option<&'a str>>,
     next_schedule_times: Vec<Option<&'a str>>,
     warnings: Vec<Option<&'a str>>,
+    posted_ago_ms: Vec<Option<i64>>,
+    posted_ms: Vec<Option<i32>>,
+    posted_statuses: Vec<Option<i16>>,
 
     attempt_ids: Vec<Uuid>,
     attempt_requests: Vec<&'static str>,
@@ -192,17 +195,24 @@ impl<'a> Write<'a> {
         sorted.sort_unstable_by_key(|settlement| settlement.id);
         for settlement in sorted {
             write.lead(settlement);
+            let first = settlement.first_post();
+            write.posted_ago_ms.push(first.map(|post| ago(now, post)));
+            write.posted_ms.push(first.map(duration_ms));
+            write.posted_statuses.push(first.and_then(status));
+            if first.is_some() {
+                continue;
+            }
             for (at, attempt) in settlement.attempts.iter().enumerate() {
                 write.attempt_ids.push(settlement.id.0);
                 write.attempt_requests.push(attempt.request.as_str());
                 write.attempt_leases.push(settlement.lease);
                 let number = settlement.attempts_before as usize + at + 1;
                 write.attempt_numbers.push(i32::try_from(number).unwrap_or(i32::MAX));
-                write.attempt_ago_ms.push(millis(now.saturating_duration_since(attempt.started_at)));
-                write.attempt_duration_ms.push(i32::try_from(millis(attempt.duration)).unwrap_or(i32::MAX));
+                write.attempt_ago_ms.push(ago(now, attempt));
+                write.attempt_duration_ms.push(duration_ms(attempt));
                 write.attempt_outcomes.push(attempt.outcome);
                 write.attempt_charged.push(attempt.charged);
-                write.attempt_statuses.push(attempt.http_status.and_then(|status| i16::try_from(status).ok()));
+                write.attempt_statuses.push(status(attempt));
                 write.attempt_codes.push(attempt.code.as_deref());
                 write.attempt_reasons.push(attempt.reason.as_deref());
                 let answer = attempt.answer.as_deref();
@@ -242,6 +252,19 @@ impl<'a> Write<'a> {
     }
 }
 
+/// How many milliseconds before now it began.
+fn ago(now: Instant, attempt: &Attempt) -> i64 {
+    millis(now.saturating_duration_since(attempt.started_at))
+}
+
+fn duration_ms(attempt: &Attempt) -> i32 {
+    i32::try_from(millis(attempt.duration)).unwrap_or(i32::MAX)
+}
+
+fn status(attempt: &Attempt) -> Option<i16> {
+    attempt.http_status.and_then(|status| i16::try_from(status).ok())
+}
+
 /// All violations as one sentence.
 pub(super) fn violations_sentence(violations: &[Violation]) -> String {
     let sentences: Vec<String> = violations
@@ -265,9 +288,9 @@ pub(super) fn violations_sentence(violations: &[Violation]) -> String {
 /// order must be right.
 const WRITE: &str = "with clock as materialized (select clock_timestamp() as at), s as ( \
          select * from unnest($2::uuid[], $3::uuid[], $4::text[], $5::bigint[], $6::int[], $7::int[], $8::text[], $9::text[], \
-             $10::text[], $11::text[], $12::text[], $13::text[], $14::text[], $15::text[]) \
+             $10::text[], $11::text[], $12::text[], $13::text[], $14::text[], $15::text[], $16::bigint[], $17::int[], $18::smallint[]) \
              as s (id, lease, state, after_ms, made, charged, code, reason, violations, remote_id, remote_state, \
-                 remote_sub_state, next_schedule_time, warning) \
+                 remote_sub_state, next_schedule_time, warning, posted_ago_ms, posted_ms, posted_status) \
      ), settled as ( \
          update leads l set state = s.state, changed_at = now(), \
              finished_at = case when s.state <> 'pending' then (select at from clock) end, \
@@ -276,16 +299,20 @@ const WRITE: &str = "with clock as materialized (select clock_timestamp() as at)
              code = s.code, reason = s.reason, violations = s.violations::jsonb, \
              remote_id = coalesce(s.remote_id, l.remote_id), remote_state = coalesce(s.remote_state, l.remote_state), \
              remote_sub_state = coalesce(s.remote_sub_state, l.remote_sub_state), \
-             next_schedule_time = coalesce(s.next_schedule_time, l.next_schedule_time), warning = s.warning \
+             next_schedule_time = coalesce(s.next_schedule_time, l.next_schedule_time), warning = s.warning, \
+             posted_at = coalesce((select at from clock) - s.posted_ago_ms * interval '1 millisecond', l.posted_at), \
+             posted_ms = coalesce(s.posted_ms, l.posted_ms), posted_status = coalesce(s.posted_status, l.posted_status), \
+             posted_by = case when s.posted_ms is null then l.posted_by else $1 end, \
+             posted_lease = case when s.posted_ms is null then l.posted_lease else s.lease end \
          from s where l.id = s.id and l.lease = s.lease \
          returning l.id \
      ), written as ( \
-         insert into attempts (lead_id, number, lease, worker, started_at, duration_ms, outcome, charged, http_status, code, \
+         insert into other_attempts (lead_id, number, lease, worker, started_at, duration_ms, outcome, charged, http_status, code, \
              reason, answer, retry_after_ms, request) \
          select a.lead_id, a.number, a.lease, $1, (select at from clock) - a.ago_ms * interval '1 millisecond', a.duration_ms, a.outcome, \
              a.charged, a.http_status, a.code, a.reason, a.answer, a.retry_after_ms, a.request \
-         from unnest($16::uuid[], $17::uuid[], $18::int[], $19::bigint[], $20::int[], $21::text[], $22::bool[], \
-             $23::smallint[], $24::text[], $25::text[], $26::bytea[], $27::bigint[], $28::text[]) \
+         from unnest($19::uuid[], $20::uuid[], $21::int[], $22::bigint[], $23::int[], $24::text[], $25::bool[], \
+             $26::smallint[], $27::text[], $28::text[], $29::bytea[], $30::bigint[], $31::text[]) \
              as a (lead_id, lease, number, ago_ms, duration_ms, outcome, charged, http_status, code, reason, answer, \
                  retry_after_ms, request) \
          where case when a.lead_id in (select id from settled) then true end \
@@ -313,6 +340,9 @@ pub(super) async fn write(connection: &mut PgConnection, write: Write<'_>) -> Re
         .bind(trimmed(write.remote_sub_states))
         .bind(trimmed(write.next_schedule_times))
         .bind(trimmed(write.warnings))
+        .bind(trimmed(write.posted_ago_ms))
+        .bind(trimmed(write.posted_ms))
+        .bind(trimmed(write.posted_statuses))
         .bind(write.attempt_ids)
         .bind(write.attempt_leases)
         .bind(write.attempt_numbers)

@@ -16,6 +16,10 @@ pub(super) const LEAD: &str = "l.destination, l.state, l.code, l.reason, l.viola
      length(l.body) as body_bytes, l.conflict_of, l.accepted_at, l.finished_at, l.next_attempt_at, l.leased_by, l.received, \
      l.attempts, l.charged, l.replays, l.remote_id, l.remote_state, l.remote_sub_state, l.next_schedule_time, l.erased_at";
 
+/// The status of the last answer about `leads l`, null where none came: the view of attempts has it as well, but would look for the lead again.
+pub(super) const LAST_STATUS: &str = "case when l.attempts = 1 and l.posted_status is not null then l.posted_status \
+     else (select a.http_status from other_attempts a where a.lead_id = l.id and a.number = l.attempts) end";
+
 /// A lead as the ledger has it.
 #[derive(Debug, Clone, Serialize)]
 pub struct LeadRecord {

@@ -49,7 +49,7 @@ const INVARIANTS: [Invariant; 11] = [
     Invariant {
         name: "leads of attempts",
         holds: "no attempt is on record of a lead that is not",
-        broken_by: "select distinct lead_id::text from attempts a where not exists (select 1 from leads l where l.id = a.lead_id)",
+        broken_by: "select distinct lead_id::text from other_attempts a where not exists (select 1 from leads l where l.id = a.lead_id)",
     },
     Invariant {
         name: "endings",
@@ -61,7 +61,7 @@ const INVARIANTS: [Invariant; 11] = [
                 or l.state = 'duplicate' and a.outcome is distinct from 'duplicate' \
                 or l.state = 'rejected' and l.code <> 'systemic_own_fault' and a.outcome is distinct from 'rejected' \
                 or l.state = 'uncertain' and l.conflict_of is null and not exists \
-                    (select 1 from attempts u where u.lead_id = l.id and u.outcome = 'uncertain')",
+                    (select 1 from other_attempts u where u.lead_id = l.id and u.outcome = 'uncertain')",
     },
     Invariant {
         name: "an end is an end",
@@ -105,7 +105,7 @@ const INVARIANTS: [Invariant; 11] = [
         holds: "the constraints and triggers that keep the ledger whole are in force",
         broken_by: "select expected || ' is missing' from unnest(array['leads_state_is_known', 'leads_pending_is_due', \
                 'leads_ended_has_time', 'leads_lease_is_whole', 'leads_only_pending_is_leased', 'leads_invalid_has_violations', \
-                'leads_bad_end_has_reason', 'leads_receipt_is_a_success', 'leads_counts', 'attempts_number_begins_at_one', \
+                'leads_bad_end_has_reason', 'leads_receipt_is_a_success', 'leads_counts', 'leads_first_post_is_whole', 'attempts_number_begins_at_one', \
                 'attempts_outcome_is_known', 'attempts_unsent_has_no_answer', 'attempts_answered_has_status', \
                 'attempts_failure_has_code', 'attempts_request_is_known', 'attempts_query_changes_nothing', 'replays_kind_is_known', \
                 'interventions_kind_is_known', 'interventions_edit_keeps_the_body', 'decisions_kind_is_known']) as expected \

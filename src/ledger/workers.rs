@@ -131,7 +131,7 @@ impl Ledger {
                     .execute(&mut *transaction)
                     .await?;
                     sqlx::query(
-                        "insert into attempts (lead_id, number, lease, worker, started_at, duration_ms, outcome, charged, http_status) \
+                        "insert into other_attempts (lead_id, number, lease, worker, started_at, duration_ms, outcome, charged, http_status) \
                          values ($1, 1, $1, $2, now(), 0, 'delivered', true, 200)",
                     )
                     .bind(id)

@@ -440,7 +440,7 @@ async fn verify_holds_after_a_run_and_finds_what_is_broken_by_hand() {
 
     // An attempt too many on the lead's own count, a lead that the tallies do not know, and an attempt of none.
     sqlx::query(
-        "insert into attempts (lead_id, number, lease, worker, started_at, duration_ms, outcome, charged, http_status) \
+        "insert into other_attempts (lead_id, number, lease, worker, started_at, duration_ms, outcome, charged, http_status) \
          values (gen_random_uuid(), 1, gen_random_uuid(), 'w', now(), 1, 'delivered', true, 201)",
     )
     .execute(&world.database.pool)

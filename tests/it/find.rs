@@ -280,7 +280,9 @@ async fn failures_are_grouped_by_what_they_share_and_the_command_of_a_group_find
     let old = world.put("old", LeadState::Exhausted).await;
     world.put("new", LeadState::Exhausted).await;
     world.execute(&format!("update leads set finished_at = now() - interval '3 days' where id = '{old}'")).await;
-    world.execute(&format!("update attempts set started_at = now() - interval '3 days' where lead_id = '{old}'")).await;
+    world
+        .execute(&format!("update other_attempts set started_at = now() - interval '3 days' where lead_id = '{old}'"))
+        .await;
     let failures = world.leadpost(&["failures", "--since", "1d", "--output", "json"]).await.json();
     let failures = failures.as_array().unwrap();
     let counts: Vec<_> =

@@ -196,7 +196,7 @@ async fn only_leads_that_wait_for_the_end_of_a_hold_become_due() {
     // Ended by such an answer, and requeued with a pace.
     let first = world.put("first", LeadState::Exhausted).await;
     let paced = world.put("paced", LeadState::Exhausted).await;
-    world.execute(&format!("update attempts set retry_after_ms = 3600000 where lead_id = '{paced}'")).await;
+    world.execute(&format!("update other_attempts set retry_after_ms = 3600000 where lead_id = '{paced}'")).await;
     let filter = Filter::of_ids(&[first, paced]);
     let action = Action::Requeue { include_delivered: false, rate_per_s: Some(0.01) };
     let act = Act { action, filter, by: "carla".to_owned(), reason: None, as_of: None };

@@ -395,7 +395,7 @@ async fn the_database_refuses_rows_that_make_no_sense() {
     };
     let attempt = |number: i32, outcome: &str, status: &str, code: &str| {
         format!(
-            "insert into attempts (lead_id, number, lease, worker, started_at, duration_ms, outcome, charged, http_status, code) \
+            "insert into other_attempts (lead_id, number, lease, worker, started_at, duration_ms, outcome, charged, http_status, code) \
              select id, {number}, gen_random_uuid(), 'w', now(), 1, '{outcome}', true, {status}, {code} \
              from leads where state = 'cancelled'"
         )
@@ -431,6 +431,9 @@ async fn the_database_refuses_rows_that_make_no_sense() {
         "update leads set reason = null where state = 'uncertain'".to_owned(),
         "update leads set reason = null where state = 'cancelled'".to_owned(),
         "update leads set remote_id = '7' where state = 'rejected'".to_owned(),
+        "update leads set posted_at = now() where state = 'rejected'".to_owned(),
+        "update leads set posted_status = null where state = 'delivered'".to_owned(),
+        "update leads set attempts = 0, charged = 0 where state = 'delivered'".to_owned(),
         "update leads set attempts = -1 where state = 'cancelled'".to_owned(),
         "update leads set charged = attempts + 1".to_owned(),
         "update leads set charged = -1".to_owned(),
@@ -448,7 +451,7 @@ async fn the_database_refuses_rows_that_make_no_sense() {
         attempt(1, "retry", "null", "'c'"),
         attempt(1, "rejected", "422", "null"),
         attempt(1, "uncertain", "null", "null"),
-        "insert into attempts select * from attempts".to_owned(),
+        "insert into other_attempts select * from other_attempts".to_owned(),
         // Replays.
         "insert into replays (lead_id, from_state, kind, replayed_by) select id, state, 'whim', 'w' from leads".to_owned(),
         "insert into replays (lead_id, from_state, kind, replayed_by) values (gen_random_uuid(), 'rejected', 'requeue', 'w')"

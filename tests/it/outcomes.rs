@@ -371,6 +371,43 @@ async fn an_html_page_with_a_success_status_is_no_delivery() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_first_post_that_delivers_is_kept_in_its_leads_row_and_found_among_all_attempts() {
+    let (world, running) = started(World::new().await).await;
+    let at_once = world.publish("ann").await;
+    world.until_state(at_once, LeadState::Delivered).await;
+    let later = publish_with(&world, statuses(&[503]), Some(1)).await[0].1;
+    world.until_attempts(later, 1).await;
+    world.pass(Duration::from_secs(60)).await;
+    world.until_state(later, LeadState::Delivered).await;
+
+    let rows = async |id: LeadId, table: &str| -> i64 {
+        let sql = format!("select count(*) from {table} where lead_id = $1");
+        sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).bind(id.0).fetch_one(&world.database.pool).await.unwrap()
+    };
+    assert_eq!([rows(at_once, "other_attempts").await, rows(at_once, "attempts").await], [0, 1]);
+    assert_eq!([rows(later, "other_attempts").await, rows(later, "attempts").await], [2, 2]);
+    let lead = world.show(at_once).await;
+    let [post] = &lead.history[..] else { panic!("{:?}", lead.history) };
+    assert_eq!((post.outcome.as_str(), post.http_status, post.charged, post.number), ("delivered", Some(201), true, 1));
+    assert_eq!(post.worker, "worker", "who posted it");
+    assert!(post.started_at >= lead.accepted_at && Some(post.started_at) <= lead.finished_at, "{lead:?}");
+    for status in ["201", "503"] {
+        let counted = world.leadpost(&["leads", "count", "--status", status, "--output", "json"]).await;
+        assert_eq!(counted.json()["leads"], if status == "201" { 2 } else { 0 }, "{counted:?}");
+    }
+
+    // Sent again, it keeps what is known of its first post.
+    assert_eq!(world.leadpost(&["requeue", &at_once.to_string(), "--include-delivered"]).await.code, Some(0));
+    world.until_state(at_once, LeadState::Duplicate).await;
+    assert_eq!(world.story(at_once).await, ["delivered 201", "duplicate 409"]);
+    assert_eq!(world.show(at_once).await.history[0].started_at, post.started_at);
+    assert_eq!((rows(at_once, "other_attempts").await, world.posts(at_once)), (1, 2));
+    let counted = world.leadpost(&["leads", "count", "--status", "409", "--output", "json"]).await;
+    assert_eq!(counted.json()["leads"], 1, "{counted:?}");
+    world.finish(running).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_answer_of_a_terabyte_is_read_up_to_a_cap() {
     let (world, running) = started(World::new().await).await;
     let faults = vec![

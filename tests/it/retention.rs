@@ -30,9 +30,10 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 async fn age(world: &World, id: LeadId, days: u32) {
     for sql in [
         "update leads set accepted_at = accepted_at - $2 * interval '1 day', \
-             budget_from = budget_from - $2 * interval '1 day', finished_at = finished_at - $2 * interval '1 day' \
+             budget_from = budget_from - $2 * interval '1 day', finished_at = finished_at - $2 * interval '1 day', \
+             posted_at = posted_at - $2 * interval '1 day' \
          where id = $1",
-        "update attempts set started_at = started_at - $2 * interval '1 day' where lead_id = $1",
+        "update other_attempts set started_at = started_at - $2 * interval '1 day' where lead_id = $1",
         "update replays set replayed_at = replayed_at - $2 * interval '1 day' where lead_id = $1",
     ] {
         sqlx::query(sql).bind(id.0).bind(i64::from(days)).execute(&world.database.pool).await.unwrap();
@@ -61,7 +62,7 @@ async fn many_old(world: &World, state: LeadState, n: usize) {
                  from (select now() - interval '40 days' - n * interval '1 second' as t from generate_series(1, {n}) as n) as times \
                  returning id, finished_at \
              ) \
-             insert into attempts (lead_id, number, lease, worker, started_at, duration_ms, outcome, charged, http_status, code) \
+             insert into other_attempts (lead_id, number, lease, worker, started_at, duration_ms, outcome, charged, http_status, code) \
              select id, 1, id, 'old', finished_at, 0, '{state}', true, {status}, {code} from old"
         ))
         .await;

@@ -180,7 +180,7 @@ async fn old_answers_are_redacted_by_the_command_and_by_the_worker_and_younger_o
         let id = LeadId(Uuid::new_v4());
         put(ledger, id, &World::lead("ann"), LeadState::Rejected).await;
         let age = format!(
-            "update attempts set answer = 'ann', started_at = now() - interval '{days} days' where lead_id = '{id}'"
+            "update other_attempts set answer = 'ann', started_at = now() - interval '{days} days' where lead_id = '{id}'"
         );
         world.execute(&age).await;
         world.execute(&format!("update leads set reason = 'the API answered 422: ann exists' where id = '{id}'")).await;
@@ -216,7 +216,7 @@ async fn who_redacted_answers_or_was_shown_personal_data_is_on_record_and_can_be
     for name in ["ann", "bob", "eve"] {
         world.put(name, LeadState::Rejected).await;
     }
-    world.execute("update attempts set answer = 'x', started_at = now() - interval '40 days'").await;
+    world.execute("update other_attempts set answer = 'x', started_at = now() - interval '40 days'").await;
     // Nobody has decided about any of these.
     assert_eq!(world.leadpost(&["redact", "--older-than", "30d", "--dry-run"]).await.code, Some(0));
     assert_eq!(world.leadpost(&["redact", "--older-than", "30d"]).await.code, Some(1));
@@ -378,7 +378,7 @@ async fn answers_to_others_do_not_keep_old_ones_from_being_redacted() {
     put(&other, theirs, &World::lead("bob"), LeadState::Rejected).await;
     world
         .execute(&format!(
-            "insert into attempts (lead_id, number, lease, worker, started_at, duration_ms, outcome, charged, http_status, code, answer) \
+            "insert into other_attempts (lead_id, number, lease, worker, started_at, duration_ms, outcome, charged, http_status, code, answer) \
              select '{theirs}', n, '{theirs}', 'w', '2020-01-01', 1, 'rejected', true, 422, 'http_422', 'bob' from generate_series(2, 600) as n"
         ))
         .await;
@@ -387,7 +387,7 @@ async fn answers_to_others_do_not_keep_old_ones_from_being_redacted() {
     }
     world
         .execute(
-            "update attempts set answer = 'x', started_at = '2020-01-02' where answer is null and outcome = 'rejected'",
+            "update other_attempts set answer = 'x', started_at = '2020-01-02' where answer is null and outcome = 'rejected'",
         )
         .await;
     let dry = world.leadpost(&["redact", "--older-than", "30d", "--dry-run", "--output", "json"]).await.json();
