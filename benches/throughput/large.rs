@@ -1,5 +1,6 @@
 //! Is a ledger of many leads as quick as an empty one? And what are a million leads to `publish`, `requeue`, and those who wait behind them?
 
+use std::collections::HashMap;
 use std::io::Write as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -9,12 +10,18 @@ use anyhow::{Context as _, ensure};
 use leadpost::lead::Key;
 use sqlx::PgConnection;
 
+use crate::plans::Explained;
+use crate::report::Row;
 use crate::scene::{Load, Scene, Stage, Who, execute, latency_of, publish, sandbox, worker};
 use crate::servers::Servers;
 use crate::{Args, measure};
 
-/// Leads of a throughput run on either ledger.
-const LEADS: u64 = 60_000;
+/// Leads of a throughput run on either ledger: so many that what the first ones pay for (pages that go into the WAL whole, as nothing has touched
+/// them since the last checkpoint) is shared by as many as it is in a day's work, where a checkpoint comes each five minutes or 4 GB.
+const LEADS: u64 = 600_000;
+
+/// Leads of the run before these.
+const WARM_UP: u64 = 60_000;
 
 /// Rows that are made in one statement.
 const CHUNK: u64 = 500_000;
@@ -39,6 +46,33 @@ struct Setting<'a> {
     stage: &'a Stage,
 }
 
+/// A command that looks at leads.
+struct Question {
+    shown: String,
+    words: String,
+}
+
+impl Question {
+    fn arguments(&self) -> Vec<&str> {
+        self.words.split(' ').collect()
+    }
+}
+
+/// Waits until these leads have ended.
+async fn until_ended(ledger: &mut PgConnection, published: &HashMap<uuid::Uuid, f64>) -> anyhow::Result<()> {
+    let ids: Vec<uuid::Uuid> = published.keys().copied().collect();
+    let all = "select count(*) from leads where id = any($1) and state <> 'pending'";
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let n: i64 = sqlx::query_scalar(all).bind(&ids).fetch_one(&mut *ledger).await?;
+        if usize::try_from(n)? == ids.len() {
+            return Ok(());
+        }
+        ensure!(Instant::now() < deadline, "{n} of {} fresh leads were settled", ids.len());
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
 /// Prints a line for each thing that is measured.
 pub async fn compare(leadpost: &Path, servers: &Servers, args: &Args, leads: u64) -> anyhow::Result<()> {
     let scene = Scene {
@@ -52,7 +86,7 @@ pub async fn compare(leadpost: &Path, servers: &Servers, args: &Args, leads: u64
     };
     println!("| ledger of {leads} leads | |\n|---|---:|");
     // The first run of all is slower, whichever it is.
-    scene.play().await?;
+    Scene { load: Load::Filled(WARM_UP), ..scene }.play().await?;
     let empty = scene.play().await?;
     let stage = Stage::set(servers).await?;
     let setting = Setting { leadpost, servers, stage: &stage };
@@ -70,20 +104,27 @@ pub async fn compare(leadpost: &Path, servers: &Servers, args: &Args, leads: u64
             empty.leads_per_s,
             full.leads_per_s / empty.leads_per_s
         );
-        println!(
-            "| Postgres CPU for each of them | {:.0} / {:.0} us |",
-            full.postgres_us.unwrap_or(0.0),
-            empty.postgres_us.unwrap_or(0.0)
-        );
+        println!("| the same by tenths of {LEADS} leads | {} |", ratios(&full, &empty));
+        let both =
+            |of: fn(&Row) -> Option<f64>| format!("{:.0} / {:.0}", of(&full).unwrap_or(0.0), of(&empty).unwrap_or(0.0));
+        println!("| Postgres CPU for each of them | {} us |", both(|row| row.postgres_us));
+        println!("| WAL for each of them | {} bytes |", both(|row| row.wal_bytes_per_lead));
         setting.looks(&mut ledger).await?;
         setting.counts()?;
         setting.removal(&scene, &mut ledger).await?;
+        setting.plans(&mut ledger, &args.log).await?;
         setting.backlog(&mut ledger, leads / EXHAUSTED, &args.log).await?;
         setting.publish(leads / EXHAUSTED)
     };
     let measured = measured.await;
     stage.strike().await?;
     measured
+}
+
+/// The rates of one by those of the other, tenth by tenth.
+fn ratios(one: &Row, other: &Row) -> String {
+    let tenths = one.tenths.iter().zip(&other.tenths);
+    tenths.map(|(one, other)| format!("{:.2}", one.leads_per_s / other.leads_per_s)).collect::<Vec<_>>().join(" ")
 }
 
 /// Leads that came over three months, most of them delivered, and one and a half attempts for each. Says how many bytes that takes.
@@ -116,22 +157,26 @@ async fn fill(ledger: &mut PgConnection, leads: u64) -> anyhow::Result<i64> {
                      from generate_series({from}::bigint, {to}) as n \
                  ), written as ( \
                      insert into leads (id, destination, state, body, queue, message_id, accepted_at, changed_at, finished_at, attempts, charged, \
-                         budget_from, code, reason, remote_id, email_key, assistant_key) \
+                         budget_from, code, reason, remote_id, email_key, assistant_key, posted_at, posted_ms, posted_by, posted_lease, \
+                         posted_status) \
                      select id, '7targets', state, convert_to('{{\"name\":\"Ann\",\"lastName\":\"Number ' || n || '\",\"email\":\"ann.' || n || \
                              '@example.com\",\"phone\":\"+15550100\",\"source\":\"Website\",\"context\":\"Asked for a quote on the pricing page.\",\
                              \"assistantId\":' || n % 50 || '}}', 'UTF8'), \
                          'leads', id::text, at, at, at, 1 + n % 2, 1 + n % 2, at, \
                          case when state <> 'delivered' then 'http_503' end, case when state <> 'delivered' then 'the API was busy' end, \
                          case when state = 'delivered' then n::text end, \
-                         case n when {KNOWN} then {known} else hashtextextended(n::text, 0) end, (array[{assistants}]::bigint[])[n % 50 + 1] \
-                     from made \
+                         case n when {KNOWN} then {known} else hashtextextended(n::text, 0) end, (array[{assistants}]::bigint[])[n % 50 + 1], \
+                         case when at_once then at end, case when at_once then 20 end, case when at_once then 'worker-1' end, \
+                         case when at_once then id end, case when at_once then 201 end \
+                     from made, lateral (select state = 'delivered' and n % 2 = 0 as at_once) as one \
                  ) \
                  insert into other_attempts (lead_id, number, lease, worker, started_at, duration_ms, outcome, charged, http_status, code) \
                  select id, number, id, 'worker-1', at, 20, \
                      case when number > n % 2 then case state when 'exhausted' then 'retry' else state end else 'retry' end, true, \
                      case when number > n % 2 and state = 'delivered' then 201 else 503 end, \
                      case when number > n % 2 and state = 'delivered' then null else 'http_503' end \
-                 from made, generate_series(1, 1 + n % 2) as number"
+                 from made, generate_series(1, 1 + n % 2) as number \
+                 where state <> 'delivered' or n % 2 = 1"
             ),
         )
         .await?;
@@ -200,23 +245,62 @@ impl Setting<'_> {
 
     /// What a person waits for.
     async fn looks(&self, ledger: &mut PgConnection) -> anyhow::Result<()> {
-        let id: String = sqlx::query_scalar("select id::text from leads limit 1").fetch_one(ledger).await?;
-        let queue = ["--set", &format!("amqp.queue={}", self.stage.name)];
-        let email = format!("ann.{KNOWN}@example.com");
-        let lists: [&[&str]; 5] = [
-            &["leads", "list"],
-            &["leads", "list", "--state", "rejected"],
-            &["leads", "list", "--email", &email],
-            &["leads", "list", "--assistant", "7"],
-            &["leads", "count", "--state", "delivered"],
-        ];
-        let lists = lists.into_iter().map(<[_]>::to_vec);
-        for arguments in [vec!["--version"], vec!["status"], vec!["leads", "show", &id]].into_iter().chain(lists) {
-            let shown = arguments.join(" ").replace(&id, "ID");
-            let arguments: Vec<&str> =
-                if shown == "--version" { arguments } else { arguments.into_iter().chain(queue).collect() };
-            println!("| `leadpost {shown}` | {:.0} ms |", self.median(&arguments)?.as_secs_f64() * 1e3);
+        println!("| `leadpost --version` | {:.0} ms |", self.median(&["--version"])?.as_secs_f64() * 1e3);
+        for question in self.questions(ledger).await? {
+            let took = self.median(&question.arguments())?;
+            println!("| `leadpost {}` | {:.0} ms |", question.shown, took.as_secs_f64() * 1e3);
         }
+        Ok(())
+    }
+
+    /// What a person asks.
+    async fn questions(&self, ledger: &mut PgConnection) -> anyhow::Result<Vec<Question>> {
+        let id: String = sqlx::query_scalar("select id::text from leads limit 1").fetch_one(ledger).await?;
+        let email = format!("leads list --email ann.{KNOWN}@example.com");
+        let questions = [
+            "status",
+            "leads show ID",
+            "leads list",
+            "leads list --state rejected",
+            &email,
+            "leads list --assistant 7",
+            "leads count --state delivered",
+        ];
+        let of = |shown: &str| Question {
+            shown: shown.to_owned(),
+            words: format!("{} --set amqp.queue={}", shown.replace("ID", &id), self.stage.name),
+        };
+        Ok(questions.map(of).into())
+    }
+
+    /// Does any of these questions, or what carries leads, read a table from one end to the other? Planned as it is when it is asked.
+    async fn plans(&self, ledger: &mut PgConnection, log: &str) -> anyhow::Result<()> {
+        let Some(explained) = Explained::begin(self.servers, &self.stage.name).await? else { return Ok(()) };
+        for question in self.questions(ledger).await? {
+            self.command(&question.arguments())?;
+        }
+        let (_sandbox, api) = sandbox(self.leadpost, &[])?;
+        let mut worker = worker(self.leadpost, self.servers, &self.stage.name, &api, (64, 64), log, &[])?;
+        let published = publish(&self.stage.channel, &self.stage.name, 0..FRESH_PER_S, None).await?;
+        until_ended(ledger, &published).await?;
+        worker.stop().context("the worker")?;
+        let plans = explained.end().await?;
+        for (statement, plan) in &plans {
+            eprintln!(
+                "throughput: plan: {} {:?} {statement}",
+                if plan.whole.is_empty() { "ok" } else { "WHOLE" },
+                plan
+            );
+        }
+        let whole: Vec<&String> =
+            plans.iter().filter(|(_, plan)| !plan.whole.is_empty()).map(|(statement, _)| statement).collect();
+        println!(
+            "| statements of these commands and of a worker that were explained, and that read a whole table | {}, {} |",
+            plans.len(),
+            whole.len()
+        );
+        ensure!(plans.len() > 10, "hardly anything was explained: {plans:#?}");
+        ensure!(whole.is_empty(), "these read a whole table: {whole:#?}");
         Ok(())
     }
 
@@ -272,17 +356,7 @@ impl Setting<'_> {
             publish(&self.stage.channel, &self.stage.name, 0..FRESH_PER_S * FRESH_S, Some(FRESH_PER_S)).await?;
         let after: i64 = sqlx::query_scalar(retried).fetch_one(&mut *ledger).await?;
         let per_s = (before - after) as f64 / began.elapsed().as_secs_f64();
-        let ids: Vec<uuid::Uuid> = published.keys().copied().collect();
-        let all = "select count(*) from leads where id = any($1) and state <> 'pending'";
-        let deadline = Instant::now() + Duration::from_secs(60);
-        loop {
-            let n: i64 = sqlx::query_scalar(all).bind(&ids).fetch_one(&mut *ledger).await?;
-            if usize::try_from(n)? == ids.len() {
-                break;
-            }
-            ensure!(Instant::now() < deadline, "{n} of {} fresh leads were settled", ids.len());
-            tokio::time::sleep(Duration::from_millis(200)).await;
-        }
+        until_ended(ledger, &published).await?;
         let latency = latency_of(ledger, &published).await?;
         worker.stop().context("the worker")?;
         println!(

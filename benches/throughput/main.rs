@@ -18,6 +18,7 @@ mod large;
 mod limits;
 mod loops;
 mod measure;
+mod plans;
 mod report;
 mod scene;
 mod servers;

@@ -17,6 +17,7 @@ pub struct Servers {
     pub database_url: String,
     rabbitmq: Option<u32>,
     postgres: Option<u32>,
+    postgres_log: Option<PathBuf>,
     were_down: bool,
     /// Their folder, where they are not the usual ones.
     state: Option<PathBuf>,
@@ -78,7 +79,9 @@ impl Servers {
         let Some((amqp_url, database_url)) = value("AMQP_URL").zip(value("DATABASE_URL")) else {
             bail!("scripts/services env does not say where the servers are");
         };
-        let postgres = value("LEADPOST_SERVICES_PG_DATA").and_then(|data| {
+        let data = value("LEADPOST_SERVICES_PG_DATA");
+        let postgres_log = data.as_ref().map(|data| Path::new(data).join("../../postgres.log"));
+        let postgres = data.and_then(|data| {
             let pid = std::fs::read_to_string(format!("{data}/postmaster.pid")).ok()?;
             pid.lines().next()?.trim().parse().ok()
         });
@@ -87,7 +90,7 @@ impl Servers {
             String::from_utf8(said.stdout).ok()?.trim().trim_matches('"').parse().ok()
         });
         let state = state.map(Path::to_owned);
-        Ok(Self { amqp_url, database_url, rabbitmq, postgres, were_down, state, encrypted: None })
+        Ok(Self { amqp_url, database_url, rabbitmq, postgres, postgres_log, were_down, state, encrypted: None })
     }
 
     /// Stops what was started here.
@@ -106,6 +109,11 @@ impl Servers {
 
     pub fn postgres_cpu(&self) -> Option<Cpu> {
         measure::tree(self.postgres?)
+    }
+
+    /// What Postgres says, where it is ours.
+    pub fn postgres_log(&self) -> Option<PathBuf> {
+        self.postgres_log.clone().filter(|log| log.exists())
     }
 
     /// A connection to this database of the server, or to the one that the URL names.

@@ -20,6 +20,7 @@ use uuid::Uuid;
 
 use super::find::{Filter, Order, Place, Search, names};
 use super::model::LeadState;
+use super::pool::WITHOUT_LIMIT;
 use super::{Ledger, LedgerError};
 use crate::fault::{self, Point};
 use crate::lead::LeadId;
@@ -146,7 +147,7 @@ impl Ledger {
                     async move {
                         let mut transaction = pool.begin().await?;
                         // A filter may have to look at millions of leads.
-                        sqlx::query("set local statement_timeout = 0").execute(&mut *transaction).await?;
+                        sqlx::raw_sql(WITHOUT_LIMIT).execute(&mut *transaction).await?;
                         let step = step(&mut transaction, &ledger, &act, &filter, before).await?;
                         fault::at(Point::Requeueing);
                         transaction.commit().await?;

@@ -12,6 +12,7 @@ use serde::Serialize;
 use sqlx::{PgConnection, Row as _};
 use time::OffsetDateTime;
 
+use super::pool::WITHOUT_LIMIT;
 use super::{Ledger, LedgerError};
 
 /// How many leads become due in one transaction.
@@ -145,7 +146,7 @@ impl Ledger {
                 async move {
                     let mut transaction = pool.begin().await?;
                     // Leads that wait for something else may be many.
-                    sqlx::query("set local statement_timeout = 0").execute(&mut *transaction).await?;
+                    sqlx::raw_sql(WITHOUT_LIMIT).execute(&mut *transaction).await?;
                     let (lifted_at, until): (OffsetDateTime, Option<OffsetDateTime>) =
                         sqlx::query_as("select done_at, until from decisions where id = $1")
                             .bind(lift)

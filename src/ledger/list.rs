@@ -8,6 +8,7 @@ use time::OffsetDateTime;
 
 use super::find::{Filter, IN_ORDER, NORMALIZED_REASON, Order, Place, Search};
 use super::model::LeadState;
+use super::pool::WITHOUT_LIMIT;
 use super::story::{LAST_STATUS, LEAD, LeadRecord, lead};
 use super::{Ledger, LedgerError};
 use crate::lead::LeadId;
@@ -212,7 +213,7 @@ impl Ledger {
                     sqlx::query("set transaction isolation level repeatable read read only")
                         .execute(&mut *transaction)
                         .await?;
-                    sqlx::query("set local statement_timeout = 0").execute(&mut *transaction).await?;
+                    sqlx::raw_sql(WITHOUT_LIMIT).execute(&mut *transaction).await?;
                     let result = work(&mut transaction).await?;
                     transaction.rollback().await?;
                     Ok(result)

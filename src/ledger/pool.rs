@@ -19,6 +19,9 @@ const MAX_TRIES: u32 = 10;
 /// taken over.
 const READ_ONLY: &str = "25006";
 
+/// What a transaction begins with that looks for what a person asked for, for as long as it takes: see [`limits`].
+pub(super) const WITHOUT_LIMIT: &str = "set local statement_timeout = 0; set local plan_cache_mode = auto";
+
 /// What a transaction that reads whole tables begins with: see [`limits`].
 pub(super) const READ_ALL: &str =
     "set local enable_seqscan = on; set local enable_hashjoin = on; set local enable_mergejoin = on";
@@ -242,6 +245,9 @@ fn limits(options: PgConnectOptions, lock_timeout_ms: u64, statement_timeout_ms:
         ("enable_hashjoin", "off".to_owned()),
         ("enable_mergejoin", "off".to_owned()),
         ("jit", "off".to_owned()),
+        // The statements of the flow have one good plan, whatever their parameters. Made anew for each batch, as Postgres would where a batch is one
+        // lead, it was a quarter of what Postgres had to do.
+        ("plan_cache_mode", "force_generic_plan".to_owned()),
     ])
 }
 

@@ -23,7 +23,7 @@ pub struct Redacted {
 
 impl Ledger {
     /// Redacts what the API answered to up to `limit` attempts of this destination that are older than that, from the one after `after` on, the
-    /// oldest first; and what of it a lead that ended so repeats. They are counted in this record. Says how many there were, and where to go on;
+    /// oldest first; and what of it a lead that ended so repeats. They are counted in this record, which says what is old; without one it is so long ago from now. Says how many there were, and where to go on;
     /// `None`: that was the last.
     ///
     /// # Errors
@@ -44,7 +44,7 @@ impl Ledger {
                     let rows = sqlx::query(
                         "with old as ( \
                              select a.lead_id, a.number, a.started_at from other_attempts a join leads l on l.id = a.lead_id \
-                             where l.destination = $4 and a.answer is not null and a.started_at < now() - $1 * interval '1 second' \
+                             where l.destination = $4 and a.answer is not null and a.started_at < coalesce((select until from decisions where id = $7), now() - $1 * interval '1 second') \
                                  and ($2::timestamptz is null or (a.started_at, a.lead_id, a.number) > ($2, $3, $5)) \
                              order by a.started_at, a.lead_id, a.number limit $6 for update of a skip locked \
                          ), leads_too as ( \
@@ -62,6 +62,7 @@ impl Ledger {
                     .bind(&*ledger.destination)
                     .bind(after.map(|after| after.number))
                     .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+                    .bind(record)
                     .fetch_all(&mut *transaction)
                     .await?;
                     if let Some(record) = record {

@@ -3,7 +3,7 @@
 use serde::Serialize;
 use sqlx::{PgPool, Row as _};
 
-use super::pool::READ_ALL;
+use super::pool::{READ_ALL, WITHOUT_LIMIT};
 use super::{Ledger, LedgerError};
 
 /// How many examples are shown of what breaks an invariant.
@@ -157,7 +157,7 @@ impl Ledger {
 async fn verify(pool: &PgPool) -> Result<Verification, sqlx::Error> {
     let mut transaction = pool.begin().await?;
     sqlx::query("set transaction isolation level repeatable read read only").execute(&mut *transaction).await?;
-    sqlx::query("set local statement_timeout = 0").execute(&mut *transaction).await?;
+    sqlx::raw_sql(WITHOUT_LIMIT).execute(&mut *transaction).await?;
     sqlx::raw_sql(READ_ALL).execute(&mut *transaction).await?;
     let mut checks = Vec::with_capacity(INVARIANTS.len());
     for invariant in INVARIANTS {

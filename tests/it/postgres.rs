@@ -200,7 +200,7 @@ async fn attempts_that_cannot_be_written_for_a_lock_are_written_once_when_it_is_
     let first = world.publish("first").await;
     world.until_state(first, LeadState::Delivered).await;
     let mut lock = world.database.pool.begin().await.unwrap();
-    sqlx::query("lock table attempts in access exclusive mode").execute(&mut *lock).await.unwrap();
+    sqlx::query("lock table other_attempts in access exclusive mode").execute(&mut *lock).await.unwrap();
     let ids = world.publish_many("p", 10).await;
     until_down(&world, &running, "could not settle leads").await;
     stays(&running, Duration::from_secs(1)).await;
