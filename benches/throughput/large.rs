@@ -1,6 +1,5 @@
 //! Is a ledger of many leads as quick as an empty one? And what are a million leads to `publish`, `requeue`, and those who wait behind them?
 
-use std::collections::HashMap;
 use std::io::Write as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -12,7 +11,7 @@ use sqlx::PgConnection;
 
 use crate::plans::Explained;
 use crate::report::Row;
-use crate::scene::{Load, Scene, Stage, Who, execute, latency_of, publish, sandbox, worker};
+use crate::scene::{Load, Scene, Stage, Who, execute, latency_of, publish, sandbox, until_ended, worker};
 use crate::servers::Servers;
 use crate::{Args, measure};
 
@@ -55,21 +54,6 @@ struct Question {
 impl Question {
     fn arguments(&self) -> Vec<&str> {
         self.words.split(' ').collect()
-    }
-}
-
-/// Waits until these leads have ended.
-async fn until_ended(ledger: &mut PgConnection, published: &HashMap<uuid::Uuid, f64>) -> anyhow::Result<()> {
-    let ids: Vec<uuid::Uuid> = published.keys().copied().collect();
-    let all = "select count(*) from leads where id = any($1) and state <> 'pending'";
-    let deadline = Instant::now() + Duration::from_secs(60);
-    loop {
-        let n: i64 = sqlx::query_scalar(all).bind(&ids).fetch_one(&mut *ledger).await?;
-        if usize::try_from(n)? == ids.len() {
-            return Ok(());
-        }
-        ensure!(Instant::now() < deadline, "{n} of {} fresh leads were settled", ids.len());
-        tokio::time::sleep(Duration::from_millis(200)).await;
     }
 }
 
@@ -281,7 +265,7 @@ impl Setting<'_> {
         }
         let (_sandbox, api) = sandbox(self.leadpost, &[])?;
         let mut worker = worker(self.leadpost, self.servers, &self.stage.name, &api, (64, 64), log, &[])?;
-        let published = publish(&self.stage.channel, &self.stage.name, 0..FRESH_PER_S, None).await?;
+        let published = publish(&self.stage.channel, &self.stage.name, 0..FRESH_PER_S, Some(10 * FRESH_PER_S)).await?;
         until_ended(ledger, &published).await?;
         worker.stop().context("the worker")?;
         let plans = explained.end().await?;

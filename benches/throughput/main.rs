@@ -14,6 +14,7 @@
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "the table is what it is for")]
 
+mod import;
 mod large;
 mod limits;
 mod loops;
@@ -79,6 +80,10 @@ struct Args {
     #[arg(long, value_name = "LEADS")]
     ledger: Option<u64>,
 
+    /// Have, instead, one assistant import so many leads, and compare what others wait for in the same queue and in another
+    #[arg(long, value_name = "LEADS")]
+    import: Option<u64>,
+
     /// Compare, instead, plain connections with TLS on all three, on servers of their own
     #[arg(long)]
     tls: bool,
@@ -142,6 +147,11 @@ async fn run(args: Args) -> anyhow::Result<()> {
     }
     if args.variants {
         variants::compare(&servers, args.leads).await?;
+        servers.down();
+        return Ok(());
+    }
+    if let Some(leads) = args.import {
+        import::compare(&leadpost, &servers, &args, leads).await?;
         servers.down();
         return Ok(());
     }

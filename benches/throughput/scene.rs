@@ -30,7 +30,8 @@ const DEADLINE: Duration = Duration::from_secs(1800);
 /// So many messages are published before their confirms are waited for.
 const CONFIRMS: usize = 500;
 
-const DELIVERED: &str = "select coalesce(sum(delivered), 0)::bigint from tallies";
+/// How many leads were delivered.
+pub const DELIVERED: &str = "select coalesce(sum(delivered), 0)::bigint from tallies";
 
 /// Who carries the leads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -373,24 +374,37 @@ pub fn worker(
     servers: &Servers,
     name: &str,
     api: &str,
+    posts: (usize, usize),
+    log: &str,
+    set: &[&str],
+) -> anyhow::Result<Running> {
+    worker_of(leadpost, servers, (name, name), api, posts, log, set)
+}
+
+/// The same, of a queue and a database with other names.
+pub fn worker_of(
+    leadpost: &Path,
+    servers: &Servers,
+    (queue, database): (&str, &str),
+    api: &str,
     (least, most): (usize, usize),
     log: &str,
     set: &[&str],
 ) -> anyhow::Result<Running> {
     let mut command = Command::new(leadpost);
-    command.args(["run", "--admin", "127.0.0.1:0", "--queue", name, "--set", &format!("log.filter={log}")]);
+    command.args(["run", "--admin", "127.0.0.1:0", "--queue", queue, "--set", &format!("log.filter={log}")]);
     command.args(["--concurrency", &most.to_string(), "--set", &format!("flow.min_concurrency={least}")]);
     command.args(set.iter().flat_map(|set| ["--set", *set]));
     let variables = std::env::vars_os().filter(|(name, _)| !name.to_string_lossy().starts_with("LEADPOST_"));
     command.env_clear().envs(variables);
-    let (amqp_url, database_url) = (servers.amqp_url.clone(), servers.url_of(Some(name))?);
+    let (amqp_url, database_url) = (servers.amqp_url.clone(), servers.url_of(Some(database))?);
     match &servers.encrypted {
         None => command.env("AMQP_URL", amqp_url).env("DATABASE_URL", database_url),
         Some(encrypted) => command.envs(encrypted.of_worker(&database_url)?),
     };
     command.env("LEADPOST_CONFIG", "/dev/null");
     let mut lines = std::fs::File::options();
-    let file = std::env::temp_dir().join(format!("{name}.log"));
+    let file = std::env::temp_dir().join(format!("{queue}.log"));
     command.stderr(lines.create(true).append(true).open(file)?);
     command.env("LEADPOST__DESTINATION__REQUEST__URL", format!("{api}/leads"));
     command.env("LEADPOST__DESTINATION__AUTH__TOKEN_URL", format!("{api}/oauth2/token"));
@@ -450,9 +464,10 @@ pub async fn publish(
     let mut published = HashMap::new();
     let mut confirms = Vec::with_capacity(CONFIRMS);
     let start = tokio::time::Instant::now();
+    let first = leads.start;
     for n in leads {
         if let Some(per_s) = per_s {
-            tokio::time::sleep_until(start + Duration::from_secs_f64(n as f64 / per_s as f64)).await;
+            tokio::time::sleep_until(start + Duration::from_secs_f64((n - first) as f64 / per_s as f64)).await;
         }
         let id = Uuid::new_v4();
         let body = lead(n);
@@ -475,6 +490,21 @@ pub async fn publish(
         confirm.await?;
     }
     Ok(published)
+}
+
+/// Waits until these leads have ended.
+pub async fn until_ended(ledger: &mut PgConnection, published: &HashMap<Uuid, f64>) -> anyhow::Result<()> {
+    let ids: Vec<Uuid> = published.keys().copied().collect();
+    let all = "select count(*) from leads where id = any($1) and state <> 'pending'";
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        let n: i64 = sqlx::query_scalar(all).bind(&ids).fetch_one(&mut *ledger).await?;
+        if usize::try_from(n)? == ids.len() {
+            return Ok(());
+        }
+        ensure!(Instant::now() < deadline, "{n} of {} fresh leads were settled", ids.len());
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
 }
 
 /// From when a lead was handed to RabbitMQ to when its end was written.

@@ -10,6 +10,7 @@ use crate::measure::{self, Cpu};
 use crate::tls::Encrypted;
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+pub const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/services");
 
 /// Where they are, and their processes where those can be seen.
 pub struct Servers {
@@ -53,7 +54,7 @@ pub fn build() -> anyhow::Result<PathBuf> {
 }
 
 fn script(state: Option<&Path>) -> Command {
-    let mut script = Command::new(format!("{ROOT}/scripts/services"));
+    let mut script = Command::new(SCRIPT);
     if let Some(state) = state {
         script.env("LEADPOST_SERVICES_STATE", state);
     }

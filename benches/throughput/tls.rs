@@ -1,8 +1,11 @@
 //! What is lost to TLS on all three connections: the same leads with it and without, on servers of their own that speak both.
 
 use std::collections::HashMap;
+use std::io::PipeWriter;
 use std::net::TcpListener;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
@@ -10,11 +13,15 @@ use sqlx::PgConnection;
 
 use crate::report::Report;
 use crate::scene::{Load, Scene, Who, execute};
-use crate::servers::Servers;
+use crate::servers::{SCRIPT, Servers};
 use crate::{Args, leads_at};
 
 /// Where everything listens.
 const HOST: &str = "127.0.0.1";
+
+/// Waits until nobody can write to its stdin any more, then ends what servers are still there, and removes their folder.
+const WATCHDOG: &str = r#"cat >/dev/null
+[ ! -d "$LEADPOST_SERVICES_STATE" ] || { "$1" down --purge; rm -rf "$2"; }"#;
 
 /// How RabbitMQ, Postgres and the sandbox are reached with TLS.
 #[derive(Clone)]
@@ -79,6 +86,7 @@ pub async fn compare(leadpost: &Path, args: &Args) -> anyhow::Result<()> {
     let state = folder.path().join("servers");
     let port = TcpListener::bind((HOST, 0))?.local_addr()?.port();
     rabbitmq(&state, port, &files)?;
+    let _watched = watch(folder.path(), &state)?;
     let mut servers = Servers::up(Some(&state)).await?;
     let encrypted = Encrypted { amqps_url: format!("amqps://guest:guest@{HOST}:{port}/%2f"), files };
     let compared = async {
@@ -102,6 +110,17 @@ pub async fn compare(leadpost: &Path, args: &Args) -> anyhow::Result<()> {
     let compared = compared.await;
     servers.down();
     compared
+}
+
+/// Has the servers ended if this process is, without its doing. It is as long as this is kept.
+fn watch(folder: &Path, state: &Path) -> anyhow::Result<PipeWriter> {
+    let (reader, writer) = std::io::pipe()?;
+    // In a group of its own, or a Ctrl-C would end it, too. Nobody waits for it: it outlives us.
+    let mut watchdog = Command::new("sh");
+    watchdog.args(["-c", WATCHDOG, "sh", SCRIPT]).arg(folder).env("LEADPOST_SERVICES_STATE", state);
+    watchdog.stdin(reader).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
+    drop(watchdog.spawn()?);
+    Ok(writer)
 }
 
 /// Puts what RabbitMQ needs for TLS into its folder of settings.

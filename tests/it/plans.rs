@@ -59,7 +59,8 @@ async fn read_by(world: &World, ask: impl AsyncFnOnce(&Ledger)) -> Read {
     let counts = async || {
         let pending = "select idx_tup_read from pg_stat_user_indexes where indexrelname = 'leads_pending'";
         let by_id = "select idx_tup_read from pg_stat_user_indexes where indexrelname = 'leads_pkey'";
-        let whole = "select sum(seq_tup_read)::bigint from pg_stat_user_tables where relname in ('leads', 'attempts')";
+        let whole =
+            "select sum(seq_tup_read)::bigint from pg_stat_user_tables where relname in ('leads', 'other_attempts')";
         (world.number(pending).await, world.number(by_id).await, world.number(whole).await)
     };
     let gone = "select count(*) from pg_stat_activity where application_name = 'leadpost asking' and datname = current_database()";

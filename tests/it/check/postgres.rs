@@ -86,7 +86,12 @@ async fn a_right_that_is_missing_is_named_with_the_grant_that_gives_it() {
 
     // With retention a worker deletes.
     let report = Report::with(&world, &["--set", "retention.delivered_days=30"], &as_role).await;
-    report.says("postgres.rights", "failed", "lacks delete on leads, delete on other_attempts", "grant delete on leads");
+    report.says(
+        "postgres.rights",
+        "failed",
+        "lacks delete on leads, delete on other_attempts",
+        "grant delete on leads",
+    );
     world.execute(&format!("drop owned by {role}")).await;
     world.execute(&format!("drop role {role}")).await;
     world.clear().await;
