@@ -1,5 +1,6 @@
 -- Removing old leads: paced batches of one table, or partitions by time that are dropped? What either costs when leads are removed, and what
--- partitions cost each lead before that. In plain SQL, on tables of the ledger's shape and nothing else:
+-- partitions cost each lead before that. In plain SQL, on tables of the ledger's shape and nothing else; each lead has a row of attempts here,
+-- as those have that need more than one post:
 --
 --     psql "$DATABASE_URL" -f benches/partitions.sql
 --

@@ -41,16 +41,30 @@ create view attempts as
 
 comment on view attempts is 'All requests that were, or may have been, sent for leads. For reading.';
 
--- Who may read the one may read the other.
-do $$
-declare reader record;
+-- Workers of former versions go on until they are stopped: what they write among attempts are rows.
+alter view attempts alter column request set default 'post';
+
+create function attempts_inserted() returns trigger language plpgsql as $$
 begin
-    for reader in
-        select case grantee when 0 then 'public' else quote_ident(pg_get_userbyid(grantee)) end as name
-        from pg_class, aclexplode(relacl)
-        where oid = 'other_attempts'::regclass and privilege_type = 'SELECT' and grantee <> relowner
+    insert into other_attempts (lead_id, number, lease, worker, started_at, duration_ms, outcome, charged, http_status, code, reason, answer,
+        retry_after_ms, request)
+    values (new.lead_id, new.number, new.lease, new.worker, new.started_at, new.duration_ms, new.outcome, new.charged, new.http_status, new.code,
+        new.reason, new.answer, new.retry_after_ms, new.request);
+    return new;
+end $$;
+
+create trigger attempts_inserted instead of insert on attempts for each row execute function attempts_inserted();
+
+-- Who may read or add to the one may do so to the other; its owner, too, who need not be the one who migrates.
+do $$
+declare may record;
+begin
+    for may in
+        select case grantee when 0 then 'public' else quote_ident(pg_get_userbyid(grantee)) end as who, privilege_type as do_what
+        from pg_class, aclexplode(coalesce(relacl, acldefault('r', relowner)))
+        where oid = 'other_attempts'::regclass and privilege_type in ('SELECT', 'INSERT')
     loop
-        execute 'grant select on attempts to ' || reader.name;
+        execute format('grant %s on attempts to %s', may.do_what, may.who);
     end loop;
 end $$;
 

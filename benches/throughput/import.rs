@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::ensure;
 
 use crate::Args;
-use crate::scene::{DELIVERED, Stage, latency_of, publish, sandbox, until_ended, worker_of};
+use crate::scene::{DELIVERED, Stage, counted, latency_of, publish, sandbox, until_ended, worker_of};
 use crate::servers::Servers;
 
 /// Posts under way, of all workers together.
@@ -57,6 +57,10 @@ async fn measure(
     tokio::time::sleep(Duration::from_secs(2)).await;
     let others = OTHERS_PER_S * OTHERS_S;
     let published = publish(&stage.channel, &stage.name, leads..leads + others, Some(OTHERS_PER_S)).await?;
+    ensure!(
+        counted(&api, "created").await? < leads,
+        "the import was over before the last of the others' leads came: take a larger one"
+    );
     until_ended(&mut ledger, &published).await?;
     let all = i64::try_from(leads + others)?;
     while sqlx::query_scalar::<_, i64>(DELIVERED).fetch_one(&mut ledger).await? < all {

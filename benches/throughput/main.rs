@@ -104,7 +104,7 @@ struct Args {
     #[arg(long, value_name = "FILE")]
     program: Option<PathBuf>,
 
-    /// Runs of each kind; the median is printed
+    /// Runs of each kind, in turn; the median is printed
     #[arg(long, default_value_t = 1)]
     runs: usize,
 
@@ -168,8 +168,9 @@ async fn run(args: Args) -> anyhow::Result<()> {
         if !args.alone && (delay.is_zero() || delay == Duration::from_millis(100)) {
             who.extend([Who::Bare, Who::Usual]);
         }
-        for who in who {
-            for _ in 0..args.runs {
+        // In turn: how fast the machine is changes from one minute to the next.
+        for _ in 0..args.runs {
+            for &who in &who {
                 let scene = Scene {
                     leadpost: &leadpost,
                     servers: &servers,

@@ -56,7 +56,7 @@ pub fn build() -> anyhow::Result<PathBuf> {
 fn script(state: Option<&Path>) -> Command {
     let mut script = Command::new(SCRIPT);
     if let Some(state) = state {
-        script.env("LEADPOST_SERVICES_STATE", state);
+        script.env("LEADPOST_SERVICES_STATE", state).env("LEADPOST_SERVICES_LARGE", "yes");
     }
     script
 }

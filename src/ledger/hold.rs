@@ -155,7 +155,7 @@ impl Ledger {
                     let hasten = format!(
                         "with waiting as ( \
                              select id, next_attempt_at from leads where {WAITING} and {BEFORE} \
-                                 and ($2::timestamptz is null or next_attempt_at >= $2) \
+                                 and next_attempt_at >= coalesce($2, '-infinity') \
                              order by next_attempt_at limit $3 for update skip locked \
                          ), hastened as ( \
                              update leads l set next_attempt_at = now(), changed_at = now() from waiting w where l.id = w.id \

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use sqlx::{PgPool, Row as _};
+use sqlx::{AssertSqlSafe, PgPool, Row as _};
 
 use super::model::LeadState;
 use super::{Ledger, LedgerError};
@@ -42,24 +42,24 @@ impl Ledger {
 }
 
 async fn levels(pool: &PgPool, destination: &str) -> Result<Levels, sqlx::Error> {
-    // Tallies have a row for each shard, so they are summed, not counted. Each `limit` stops a walk along an index.
-    let row = sqlx::query(
+    // Tallies have a row for each shard, so they are summed, not counted. Each `limit` stops a walk along an index; as a
+    // parameter, Postgres would take it for a tenth of all there are, and might rather collect them all first.
+    let row = sqlx::query(AssertSqlSafe(format!(
         "select coalesce(t.pending, 0) as pending, coalesce(t.delivered, 0) as delivered, coalesce(t.duplicate, 0) as duplicate, \
              coalesce(t.invalid, 0) as invalid, coalesce(t.rejected, 0) as rejected, coalesce(t.exhausted, 0) as exhausted, \
              coalesce(t.uncertain, 0) as uncertain, coalesce(t.cancelled, 0) as cancelled, \
              (select count(*) from (select 1 from leads where destination = $1 and state = 'pending' and (lease is null)::int = 1 \
-                 and next_attempt_at <= now() limit $2) as x) as due, \
+                 and next_attempt_at <= now() limit {LOOKED_AT}) as x) as due, \
              (select extract(epoch from now() - next_attempt_at)::float8 from leads where destination = $1 \
                  and state = 'pending' and (lease is null)::int = 1 and next_attempt_at <= now() order by next_attempt_at limit 1) as oldest_due, \
-             (select count(*) from (select 1 from leads where destination = $1 and warning is not null limit $2) as x) as warned, \
-             (select count(*) from (select 1 from aside where destination = $1 limit $2) as x) as aside \
+             (select count(*) from (select 1 from leads where destination = $1 and warning is not null limit {LOOKED_AT}) as x) as warned, \
+             (select count(*) from (select 1 from aside where destination = $1 limit {LOOKED_AT}) as x) as aside \
          from (select sum(pending)::bigint as pending, sum(delivered)::bigint as delivered, sum(duplicate)::bigint as duplicate, \
                  sum(invalid)::bigint as invalid, sum(rejected)::bigint as rejected, sum(exhausted)::bigint as exhausted, \
                  sum(uncertain)::bigint as uncertain, sum(cancelled)::bigint as cancelled \
              from tallies where destination = $1) as t",
-    )
+    )))
     .bind(destination)
-    .bind(LOOKED_AT)
     .fetch_one(pool)
     .await?;
     let mut states = [0; LeadState::ALL.len()];

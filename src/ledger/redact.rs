@@ -41,11 +41,22 @@ impl Ledger {
                 let ledger = ledger.clone();
                 async move {
                     let mut transaction = pool.begin().await?;
+                    // Asked for by itself: a worker has no record, and need not be allowed to read any.
+                    let until: Option<OffsetDateTime> = match record {
+                        Some(record) => {
+                            sqlx::query_scalar("select until from decisions where id = $1")
+                                .bind(record)
+                                .fetch_one(&mut *transaction)
+                                .await?
+                        }
+                        None => None,
+                    };
                     let rows = sqlx::query(
                         "with old as ( \
                              select a.lead_id, a.number, a.started_at from other_attempts a join leads l on l.id = a.lead_id \
-                             where l.destination = $4 and a.answer is not null and a.started_at < coalesce((select until from decisions where id = $7), now() - $1 * interval '1 second') \
-                                 and ($2::timestamptz is null or (a.started_at, a.lead_id, a.number) > ($2, $3, $5)) \
+                             where l.destination = $4 and a.answer is not null and a.started_at < coalesce($7::timestamptz, now() - $1 * interval '1 second') \
+                                 and (a.started_at, a.lead_id, a.number) \
+                                     > (coalesce($2, '-infinity'), coalesce($3, '00000000-0000-0000-0000-000000000000'::uuid), coalesce($5, 0)) \
                              order by a.started_at, a.lead_id, a.number limit $6 for update of a skip locked \
                          ), leads_too as ( \
                              update leads l set reason = split_part(l.reason, ': ', 1) || ' (redacted)' from old \
@@ -62,7 +73,7 @@ impl Ledger {
                     .bind(&*ledger.destination)
                     .bind(after.map(|after| after.number))
                     .bind(i64::try_from(limit).unwrap_or(i64::MAX))
-                    .bind(record)
+                    .bind(until)
                     .fetch_all(&mut *transaction)
                     .await?;
                     if let Some(record) = record {

@@ -138,7 +138,8 @@ async fn settled_before(
 ) -> Result<Vec<(LeadId, Uuid)>, sqlx::Error> {
     let ids: Vec<Uuid> = late.iter().map(|settlement| settlement.id.0).collect();
     let rows: Vec<(Uuid, Uuid)> = sqlx::query_as(
-        "select distinct lead_id, lease from attempts where lead_id = any($1) and code is distinct from 'lease_expired'",
+        "select lead_id, lease from other_attempts where lead_id = any($1) and code is distinct from 'lease_expired' \
+         union select id, posted_lease from leads where id = any($1) and posted_lease is not null",
     )
     .bind(ids)
     .fetch_all(connection)

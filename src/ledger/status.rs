@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::Serialize;
-use sqlx::{PgPool, Row as _};
+use sqlx::{AssertSqlSafe, PgPool, Row as _};
 
 use super::model::LeadState;
 use super::{Ledger, LedgerError};
@@ -96,12 +96,12 @@ impl Ledger {
 
 /// How many leads are leased, of so many.
 async fn leased(pool: &PgPool, destination: &str) -> Result<i64, sqlx::Error> {
-    sqlx::query_scalar(
+    // Numbers and not parameters: see [`levels`](super::levels).
+    sqlx::query_scalar(AssertSqlSafe(format!(
         "select count(*) from (select 1 from leads where destination = $1 and state = 'pending' and (lease is null)::int = 0 \
-             limit $2) as x",
-    )
+             limit {LOOKED_AT}) as x",
+    )))
     .bind(destination)
-    .bind(LOOKED_AT)
     .fetch_one(pool)
     .await
 }
@@ -122,36 +122,34 @@ async fn status(pool: &PgPool, destination: &str) -> Result<Status, sqlx::Error>
     for state in LeadState::ALL {
         states.insert(state, row.try_get::<i64, _>(state.as_str())?);
     }
-    let waiting = sqlx::query(
+    // To know whether there are more.
+    let one_more = MOST + 1;
+    let waiting = sqlx::query(AssertSqlSafe(format!(
         "select \
              (select coalesce(sum(pending), 0)::bigint from tallies where destination = $1) as pending, \
              (select count(*) from (select 1 from leads where destination = $1 and state = 'pending' and (lease is null)::int = 1 \
-                 and next_attempt_at <= now() limit $2) as x) as due, \
+                 and next_attempt_at <= now() limit {LOOKED_AT}) as x) as due, \
              (select count(*) from (select 1 from leads where destination = $1 and state = 'pending' and (lease is null)::int = 1 \
-                 and next_attempt_at > now() limit $2) as x) as later, \
+                 and next_attempt_at > now() limit {LOOKED_AT}) as x) as later, \
              (select extract(epoch from now() - next_attempt_at)::float8 from leads where destination = $1 \
                  and state = 'pending' and (lease is null)::int = 1 and next_attempt_at <= now() order by next_attempt_at limit 1) as oldest_due_s, \
              (select extract(epoch from next_attempt_at - now())::float8 from leads where destination = $1 \
                  and state = 'pending' and (lease is null)::int = 1 and next_attempt_at > now() order by next_attempt_at limit 1) as next_due_s, \
-             (select count(*) from (select 1 from leads where destination = $1 and warning is not null limit $3) as x) as warnings, \
-             (select count(*) from (select 1 from aside where destination = $1 limit $3) as x) as aside, \
+             (select count(*) from (select 1 from leads where destination = $1 and warning is not null limit {one_more}) as x) as warnings, \
+             (select count(*) from (select 1 from aside where destination = $1 limit {one_more}) as x) as aside, \
              (select extract(epoch from held_until - now())::float8 from destinations where name = $1 and held_until > now()) as held_s, \
              (select extract(epoch from now() - finished_at)::float8 from leads where destination = $1 and state = 'delivered' \
                  order by finished_at desc limit 1) as last_delivery_s",
-    )
+    )))
     .bind(destination)
-    .bind(LOOKED_AT)
-    // One more, to know whether there are more.
-    .bind(MOST + 1)
     .fetch_one(pool)
     .await?;
-    let reasons = sqlx::query(
+    let reasons = sqlx::query(AssertSqlSafe(format!(
         "select coalesce(code, 'none') as code, count(*) as n from (select code from leads where destination = $1 \
-             and state = 'pending' and (lease is null)::int = 1 order by next_attempt_at limit $2) as x \
+             and state = 'pending' and (lease is null)::int = 1 order by next_attempt_at limit {REASONS_OF}) as x \
          group by 1 order by 2 desc, 1 limit 5",
-    )
+    )))
     .bind(destination)
-    .bind(REASONS_OF)
     .fetch_all(pool)
     .await?;
     let first = sqlx::query(

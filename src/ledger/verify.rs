@@ -43,8 +43,9 @@ const INVARIANTS: [Invariant; 11] = [
         name: "attempts",
         holds: "a lead has as many attempts on record as it says, numbered from 1 without a gap",
         broken_by: "select l.id::text from leads l \
-             left join (select lead_id, count(*) as n, max(number) as last from attempts group by 1) as a on a.lead_id = l.id \
-             where l.attempts <> coalesce(a.n, 0) or l.attempts <> coalesce(a.last, 0)",
+             left join (select lead_id, count(*) as n, count(distinct number) as numbers, max(number) as last \
+                from attempts group by 1) as a on a.lead_id = l.id \
+             where (l.attempts, l.attempts, l.attempts) <> (coalesce(a.n, 0), coalesce(a.numbers, 0), coalesce(a.last, 0))",
     },
     Invariant {
         name: "leads of attempts",

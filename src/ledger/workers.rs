@@ -139,10 +139,12 @@ impl Ledger {
                     .execute(&mut *transaction)
                     .await?;
                     sqlx::query(
-                        "update leads set state = 'delivered', next_attempt_at = null, finished_at = now(), attempts = 1, charged = 1 \
+                        "update leads set state = 'delivered', next_attempt_at = null, finished_at = now(), attempts = 1, charged = 1, \
+                             posted_at = now(), posted_ms = 0, posted_by = $2, posted_lease = $1, posted_status = 200 \
                          where id = $1",
                     )
                     .bind(id)
+                    .bind(&*ledger.worker)
                     .execute(&mut *transaction)
                     .await?;
                     // What only some messages need: a message that comes back for want of these would come again at once.

@@ -203,6 +203,9 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>, tasks: TaskTracker, 
     }
 }
 
+/// Who has not greeted by then holds a connection for nothing.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+
 async fn serve(stream: TcpStream, shared: Arc<Shared>) {
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "sandbox connection ended before it began");
@@ -210,13 +213,20 @@ async fn serve(stream: TcpStream, shared: Arc<Shared>) {
     }
     let stream = match &shared.tls {
         None => Stream::Plain(stream),
-        Some(tls) => match TlsAcceptor::from(Arc::clone(tls)).accept(stream).await {
-            Ok(stream) => Stream::Tls(Box::new(stream)),
-            Err(error) => {
-                tracing::debug!(%error, "sandbox connection ended in the TLS handshake");
-                return;
+        Some(tls) => {
+            let handshake = TlsAcceptor::from(Arc::clone(tls)).accept(stream);
+            match tokio::time::timeout(HANDSHAKE, handshake).await {
+                Ok(Ok(stream)) => Stream::Tls(Box::new(stream)),
+                Ok(Err(error)) => {
+                    tracing::debug!(%error, "sandbox connection ended in the TLS handshake");
+                    return;
+                }
+                Err(_) => {
+                    tracing::debug!("sandbox connection did not get through the TLS handshake in time");
+                    return;
+                }
             }
-        },
+        }
     };
     let line = Arc::new(Line::default());
     let wire = TokioIo::new(Wire::new(stream, Arc::clone(&line)));

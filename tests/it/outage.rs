@@ -110,7 +110,7 @@ async fn leads_that_cannot_be_inserted_drop_nothing_from_a_queue_with_a_delivery
 
 #[tokio::test(flavor = "multi_thread")]
 async fn attempts_that_cannot_be_inserted_drop_nothing_from_a_queue_with_a_delivery_limit_of_two() {
-    outlives_refused_inserts("attempts").await;
+    outlives_refused_inserts("other_attempts").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

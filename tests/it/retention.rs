@@ -339,7 +339,7 @@ async fn a_batch_does_not_read_all_old_leads_to_remove_some() {
         let world = World::new().await;
         many_old(&world, LeadState::Delivered, 20_000).await;
         many_old(&world, LeadState::Rejected, 20_000).await;
-        let looked_at = ["leads", "leads_pkey", "attempts", "attempts_pkey", index];
+        let looked_at = ["leads", "leads_pkey", "other_attempts", "attempts_pkey", index];
         // While Postgres knows nothing of the tables, and when it does.
         for round in 1..=2 {
             let mut before = Vec::new();

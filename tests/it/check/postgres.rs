@@ -2,6 +2,10 @@
 
 use uuid::Uuid;
 
+use leadpost::config::Secret;
+use leadpost::ledger::LeadState;
+use leadpost::worker::Stopped;
+
 use super::{Report, changed, nowhere, recommended};
 use crate::support::World;
 use crate::support::servers::Servers;
@@ -95,6 +99,46 @@ async fn a_right_that_is_missing_is_named_with_the_grant_that_gives_it() {
     world.execute(&format!("drop owned by {role}")).await;
     world.execute(&format!("drop role {role}")).await;
     world.clear().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_role_with_no_more_rights_than_are_asked_for_carries_redacts_and_removes_leads() {
+    let mut world = World::new().await;
+    let role = format!("leadpost_check_{}", Uuid::new_v4().simple());
+    world.execute(&format!("create role {role} login password 'few'")).await;
+    world.execute(&format!("grant select on _sqlx_migrations to {role}")).await;
+    let url = changed(&world.database.url, |url| {
+        url.set_username(&role).unwrap();
+        url.set_password(Some("few")).unwrap();
+    });
+    let keeps = ["--set", "retention.delivered_days=30", "--set", "retention.answers_days=30"];
+    let report = Report::with(&world, &keeps, &[("DATABASE_URL", &url)]).await;
+    let (_, grants) = report.get("postgres.rights")["fix"].as_str().unwrap().split_once(": ").unwrap();
+    sqlx::raw_sql(sqlx::AssertSqlSafe(grants.to_owned())).execute(&world.database.pool).await.unwrap();
+    let report = Report::with(&world, &keeps, &[("DATABASE_URL", &url)]).await;
+    assert_eq!(report.status("postgres.rights"), "ok", "{}", report.said);
+
+    let refused = world.put("refused", LeadState::Rejected).await;
+    let delivered = world.put("delivered", LeadState::Delivered).await;
+    world.execute("update other_attempts set answer = 'x', started_at = now() - interval '40 days'").await;
+    let aged = "update leads set accepted_at = accepted_at - interval '40 days', finished_at = finished_at - interval '40 days', \
+         posted_at = posted_at - interval '40 days' where state = 'delivered'";
+    world.execute(aged).await;
+    world.settings.postgres.url = Secret::new(url);
+    world.settings.retention.delivered_days = 30;
+    world.settings.retention.answers_days = 30;
+    let running = world.start().await;
+    let id = world.publish("ann").await;
+    world.until_all_delivered(&[id]).await;
+    let answers = async || world.number("select count(answer) from other_attempts").await;
+    world.until("the old answer is redacted", async || answers().await == 0).await;
+    world.until("the old lead is removed", async || world.state(delivered).await.is_none()).await;
+    assert_eq!(world.state(refused).await, Some(LeadState::Rejected));
+    assert_eq!(world.posts(id), 1);
+    assert_eq!(running.stop().await, Stopped::Cleanly);
+    world.check_books().await;
+    world.execute(&format!("drop owned by {role}")).await;
+    world.execute(&format!("drop role {role}")).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
