@@ -438,6 +438,19 @@ async fn verify_holds_after_a_run_and_finds_what_is_broken_by_hand() {
     let holds = world.leadpost(&["verify"]).await;
     assert!(holds.code == Some(0) && !holds.stdout.contains("BROKEN"), "{holds:?}");
 
+    // As many attempts as it says, and as high a number, but one of them given twice.
+    let twice = format!(
+        "with counted as (update leads set attempts = 3 where id = '{id}' returning id) \
+         insert into other_attempts (lead_id, number, lease, worker, started_at, duration_ms, outcome, charged, http_status) \
+         select id, n, id, 'w', now(), 1, 'delivered', true, 201 from counted, (values (1), (3)) as v (n)"
+    );
+    world.execute(&twice).await;
+    let broken = world.leadpost(&["verify"]).await;
+    assert!(broken.code == Some(1) && broken.stdout.contains("BROKEN  attempts:"), "{broken:?}");
+    world.execute("delete from other_attempts").await;
+    world.execute("update leads set attempts = 1").await;
+    assert_eq!(world.leadpost(&["verify"]).await.code, Some(0));
+
     // An attempt too many on the lead's own count, a lead that the tallies do not know, and an attempt of none.
     sqlx::query(
         "insert into other_attempts (lead_id, number, lease, worker, started_at, duration_ms, outcome, charged, http_status) \
