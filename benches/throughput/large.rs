@@ -98,6 +98,8 @@ pub async fn compare(leadpost: &Path, servers: &Servers, args: &Args, leads: u64
         setting.removal(&scene, &mut ledger).await?;
         setting.plans(&mut ledger, &args.log).await?;
         setting.backlog(&mut ledger, leads / EXHAUSTED, &args.log).await?;
+        // The disk is RabbitMQ's now.
+        execute(&mut ledger, "checkpoint").await?;
         setting.publish(leads / EXHAUSTED)
     };
     let measured = measured.await;

@@ -319,11 +319,12 @@ impl Search<'_> {
             query.push("array(select w.id from leads w where w.warning is not null and w.destination = ");
             query.push_bind(self.destination.to_owned()).push(")");
         } else {
-            // As the indexes say it, which the planner does not conclude from the other condition.
+            // As the indexes say it, which the planner does not conclude from the other condition; of those that are pending it must not think, or it
+            // might go through all of these (0011).
             query.push("array(select e.id from leads e where e.state <> 'pending' and e.email_key is not null and e.email_key = any(");
             query.push_bind(self.emails()).push(") union all select w.id from leads w ");
             query.push(
-                "where w.state = 'pending' and w.lease is null and w.email_key is not null and w.email_key = any(",
+                "where w.next_attempt_at is not null and w.lease is null and w.email_key is not null and w.email_key = any(",
             );
             query.push_bind(self.emails()).push("))");
         }
@@ -362,7 +363,7 @@ impl Search<'_> {
             }
             Branch::Waiting(assistant) => {
                 query
-                    .push(" and l.state = 'pending' and l.lease is null and l.assistant_key = ")
+                    .push(" and l.next_attempt_at is not null and l.lease is null and l.assistant_key = ")
                     .push_bind(assistant.0);
             }
         }

@@ -29,7 +29,7 @@ const IDS_KEPT: usize = 1_000;
 
 /// Leads of a person whose address could be read when they came.
 const BY_KEY: &str = "select id from leads where state <> 'pending' and email_key = $1 \
-     union select id from leads where state = 'pending' and lease is null and email_key = $1 \
+     union select id from leads where next_attempt_at is not null and lease is null and email_key = $1 \
      union select l.id from (select distinct destination from tallies) as t, lateral (select id, email_key from leads \
          where destination = t.destination and state = 'pending' and (lease is null)::int = 0 offset 0) as l where l.email_key = $1";
 

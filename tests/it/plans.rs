@@ -227,7 +227,11 @@ async fn a_person_and_an_assistant_are_found_among_leads_of_all_states_and_many_
              where state = 'pending' and email_key < 20 or email_key = 107 and state = 'pending'",
     )
     .await;
-    world.execute("vacuum leads").await;
+    // Postgres has counted while none waited, and knows of no more.
+    changed(&world, "create table waiting as select * from leads where state = 'pending'").await;
+    changed(&world, "delete from leads where state = 'pending'").await;
+    world.execute("vacuum analyze leads").await;
+    changed(&world, "insert into leads select * from waiting").await;
     let count = async |filter: &Filter| world.ledger.count(Arc::new(filter.clone())).await.unwrap();
     let list = async |ledger: &Ledger, filter: &Filter| {
         ledger.list(Arc::new(filter.clone()), Order::NewestFirst, None, PAGE).await.unwrap().leads
