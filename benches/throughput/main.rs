@@ -76,7 +76,7 @@ struct Args {
     #[arg(long, value_name = "TEXT", num_args = 0..=1, default_missing_value = "")]
     limits: Option<String>,
 
-    /// Fill a ledger with so many leads, instead, and compare it with an empty one: some ten minutes and 12 GiB for ten million
+    /// Fill a ledger with so many leads, instead, and compare it with an empty one: a quarter of an hour and 12 GiB for ten million
     #[arg(long, value_name = "LEADS")]
     ledger: Option<u64>,
 
