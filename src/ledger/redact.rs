@@ -23,8 +23,8 @@ pub struct Redacted {
 
 impl Ledger {
     /// Redacts what the API answered to up to `limit` attempts of this destination that are older than that, from the one after `after` on, the
-    /// oldest first; and what of it a lead that ended so repeats. They are counted in this record, which says what is old; without one it is so long ago from now. Says how many there were, and where to go on;
-    /// `None`: that was the last.
+    /// oldest first; and what of it a lead that ended so repeats. They are counted in this record, which says from when on an attempt is old; without
+    /// one it is so long ago from now. Says how many there were, and where to go on; `None`: that was the last.
     ///
     /// # Errors
     /// That nothing was redacted, or that nobody knows.
