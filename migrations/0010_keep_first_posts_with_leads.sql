@@ -55,10 +55,16 @@ end $$;
 
 create trigger attempts_inserted instead of insert on attempts for each row execute function attempts_inserted();
 
--- Who may read or add to the one may do so to the other; its owner, too, who need not be the one who migrates.
+-- Who may read or add to the one may do so to the other, and both belong to the same owner, who need not be the one who migrates.
 do $$
-declare may record;
+declare
+    may record;
+    its_owner text := (select quote_ident(pg_get_userbyid(relowner)) from pg_class where oid = 'other_attempts'::regclass);
 begin
+    if its_owner <> quote_ident(current_user) then
+        execute format('alter view attempts owner to %s', its_owner);
+        execute format('alter function attempts_inserted() owner to %s', its_owner);
+    end if;
     for may in
         select case grantee when 0 then 'public' else quote_ident(pg_get_userbyid(grantee)) end as who, privilege_type as do_what
         from pg_class, aclexplode(coalesce(relacl, acldefault('r', relowner)))

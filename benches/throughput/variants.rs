@@ -26,7 +26,7 @@ const REMOVED: usize = 500;
 
 const LEASE: Duration = Duration::from_secs(120);
 
-/// A choice that no SQL makes: such attempts have an answer to keep.
+/// A choice that no SQL makes: of such attempts the ledger does not believe that they need no row.
 const APART: &str = "first posts in rows of attempts";
 
 /// A choice, and the SQL that makes it.
@@ -139,7 +139,7 @@ async fn carry(ledger: &Ledger, numbers: std::ops::Range<u64>, apart: bool) -> a
             id: leased.id,
             lease: leased.lease,
             attempts_before: 0,
-            attempts: vec![Attempt { answer: apart.then(Vec::new), ..delivery() }],
+            attempts: vec![Attempt { charged: !apart, ..delivery() }],
             next: Next::End(End {
                 receipt: Some(Receipt {
                     remote_id: Some(at.to_string()),

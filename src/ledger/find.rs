@@ -121,7 +121,10 @@ impl Filter {
     }
 
     pub(super) fn states(&self) -> Vec<LeadState> {
-        self.states.clone().unwrap_or_else(|| LeadState::ALL.to_vec())
+        let mut states = self.states.clone().unwrap_or_else(|| LeadState::ALL.to_vec());
+        // Said here and not as a condition, with which the index of all that are pending would be one to use.
+        states.retain(|state| !self.due || *state == LeadState::Pending);
+        states
     }
 
     /// Everything but ids, states and the place.
@@ -162,7 +165,7 @@ impl Filter {
             query.push(" and l.warning is not null");
         }
         if self.due {
-            query.push(" and l.state = 'pending' and l.lease is null and l.next_attempt_at <= now()");
+            query.push(" and l.lease is null and l.next_attempt_at <= now()");
         }
         if self.not_erased {
             query.push(" and l.erased_at is null");

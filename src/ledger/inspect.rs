@@ -11,9 +11,8 @@ use super::{Ledger, LedgerError, MIGRATIONS, Problem, applied, sqlstate};
 use crate::reason::chain;
 
 /// What a worker does to which table. With retention it deletes leads and their attempts as well.
-const RIGHTS: [(&str, &[&str]); 10] = [
+const RIGHTS: [(&str, &[&str]); 9] = [
     ("leads", &["select", "insert", "update"]),
-    ("attempts", &["select"]),
     ("other_attempts", &["select", "insert"]),
     ("replays", &["select", "insert"]),
     ("interventions", &["select"]),

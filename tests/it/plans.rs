@@ -244,6 +244,20 @@ async fn a_person_and_an_assistant_are_found_among_leads_of_all_states_and_many_
         .await;
         assert!((2..=LEASED + A_FEW).contains(&read), "the leads of person {key} read {read}");
     }
+    let due = world.number(
+        "select email_key from leads where state = 'pending' and lease is null and next_attempt_at < now() limit 1",
+    );
+    let due_of_one = Filter { emails: vec![Key(due.await)], due: true, ..Filter::default() };
+    let read = entries(&world, async |ledger| assert_eq!(list(ledger, &due_of_one).await.len(), 1)).await;
+    assert!((1..=LEASED + A_FEW).contains(&read), "what is due of a person read {read}");
+    let due_of_assistant = Filter { assistants: vec![Key(7)], due: true, ..Filter::default() };
+    let due = "select count(*) from leads where state = 'pending' and lease is null and next_attempt_at < now() and assistant_key = 7";
+    let due = world.number(due).await;
+    let read = entries(&world, async |ledger| {
+        assert_eq!(ledger.count(Arc::new(due_of_assistant.clone())).await.unwrap() as i64, due);
+    })
+    .await;
+    assert!((due..=due + LEASED + A_FEW).contains(&read), "what is due of an assistant read {read} for {due}");
     let of_assistant = Filter { assistants: vec![Key(7)], ..Filter::default() };
     let read = entries(&world, async |ledger| assert_eq!(list(ledger, &of_assistant).await.len(), PAGE)).await;
     let most = LEASED + 2 * PAGE as i64 + 2 * A_FEW;
