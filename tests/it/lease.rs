@@ -383,30 +383,6 @@ async fn leads_that_were_not_begun_when_the_worker_stops_are_due_at_once_and_not
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_worker_of_a_former_version_adds_to_the_attempts_of_a_lead_is_kept() {
-    let world = World::new().await;
-    let id = world.put("ann", LeadState::Pending).await;
-    let before = world.show(id).await.attempts;
-    // With the columns of the first version, and of the second one, which had queries.
-    for (more, value) in [("", ""), (", request", ", 'post'")] {
-        world
-            .execute(&format!(
-                "with settled as (update leads set attempts = attempts + 1, charged = charged + 1, code = 'http_503' where id = '{id}' \
-                     returning id, attempts) \
-                 insert into attempts (lead_id, number, lease, worker, started_at, duration_ms, outcome, charged, http_status, code{more}) \
-                 select id, attempts, id, 'former', now(), 5, 'retry', true, 503, 'http_503'{value} from settled"
-            ))
-            .await;
-    }
-    let lead = world.show(id).await;
-    let added: Vec<_> =
-        lead.history[before as usize..].iter().map(|attempt| (&*attempt.worker, attempt.number)).collect();
-    assert_eq!(added, [("former", before + 1), ("former", before + 2)]);
-    assert_eq!(world.story(id).await.last().map(String::as_str), Some("retry 503"));
-    world.check_books().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn the_database_refuses_rows_that_make_no_sense() {
     let world = World::new().await;
     for state in LeadState::ALL {

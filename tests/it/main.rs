@@ -57,6 +57,7 @@ mod token_answers;
 mod tokens;
 mod traces;
 mod turns;
+mod upgrade;
 mod urls;
 mod way;
 mod workers;

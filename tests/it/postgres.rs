@@ -2,7 +2,6 @@
 //! doubles nothing, and comes back by itself. A full disk cannot be had without one; a ledger that cannot be written looks the
 //! same from here. Restarts and freezes are in `outage`, lost answers in `commits`, broken connections in `proxied`.
 
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use leadpost::config::Secret;
@@ -12,7 +11,6 @@ use leadpost::lifecycle::Shutdown;
 use leadpost::sandbox::Fault;
 use leadpost::traces::Traces;
 use leadpost::worker::{Stopped, Worker};
-use sqlx::AssertSqlSafe;
 use tokio::time::sleep;
 use uuid::Uuid;
 
@@ -306,57 +304,4 @@ async fn a_role_that_may_not_make_tables_is_told_so_instead_of_waiting() {
     }
     world.execute(&format!("drop owned by {role}")).await;
     world.execute(&format!("drop role {role}")).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn an_upgrade_by_somebody_else_leaves_all_to_the_owner_of_the_tables_and_readable_to_those_who_could_read_it() {
-    let world = World::new().await;
-    let pool = &world.database.pool;
-    let [owner, reader] = ["owner", "reader"].map(|who| format!("leadpost_{who}_{}", Uuid::new_v4().simple()));
-    // The tables before attempts became a view.
-    sqlx::raw_sql("drop schema public cascade; create schema public").execute(pool).await.unwrap();
-    let migrations = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/migrations"));
-    let mut former = sqlx::migrate::Migrator::new(migrations).await.unwrap();
-    former.migrations.to_mut().retain(|migration| migration.version < 10);
-    former.run(pool).await.unwrap();
-    for sql in [
-        "insert into leads (id, destination, queue, body, state, finished_at, attempts) \
-             values ('00000000-0000-0000-0000-000000000001', 'd', 'q', '{}', 'delivered', now(), 1)",
-        "insert into attempts (lead_id, number, lease, worker, started_at, duration_ms, outcome, charged, http_status) \
-             select id, 1, id, 'w', now(), 5, 'delivered', true, 201 from leads",
-        &format!("create role {owner} login"),
-        &format!("create role {reader}"),
-        &format!("grant usage, create on schema public to {owner}; grant usage on schema public to {reader}"),
-        &format!("grant select on attempts to {reader}"),
-        &format!(
-            "do $$ declare its record; begin \
-                 for its in select tablename from pg_tables where schemaname = 'public' loop \
-                     execute format('alter table %I owner to {owner}', its.tablename); \
-                 end loop; end $$"
-        ),
-    ] {
-        sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(pool).await.unwrap();
-    }
-
-    assert_eq!(world.leadpost(&["migrate"]).await.code, Some(0));
-    let owners: Vec<String> = sqlx::query_scalar(
-        "select relowner::regrole::text from pg_class where relname in ('attempts', 'other_attempts') union all \
-         select proowner::regrole::text from pg_proc where proname = 'attempts_inserted'",
-    )
-    .fetch_all(pool)
-    .await
-    .unwrap();
-    assert_eq!(owners, [&*owner, &*owner, &*owner]);
-    let mut connection = pool.acquire().await.unwrap();
-    for who in [&reader, &owner] {
-        sqlx::query(AssertSqlSafe(format!("set role {who}"))).execute(&mut *connection).await.unwrap();
-        let seen: i64 = sqlx::query_scalar("select count(*) from attempts").fetch_one(&mut *connection).await.unwrap();
-        assert_eq!(seen, 1, "{who}");
-    }
-    sqlx::raw_sql("reset role").execute(&mut *connection).await.unwrap();
-    drop(connection);
-    for who in [owner, reader] {
-        world.execute(&format!("drop owned by {who} cascade")).await;
-        world.execute(&format!("drop role {who}")).await;
-    }
 }
